@@ -15,6 +15,9 @@ HERE := $(shell pwd | cksum | cut -d ' ' -f 1)
 TO_RUN := $(VENV)/.run-$(HERE)
 TO_DEVELOP := $(VENV)/.dev-$(HERE)
 
+# As images of containers set it: each of hundreds of processes would compile PyTorch's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help run setup test test-again test-all test-clients schemathesis chaos soak lint fuzz bench wheel image clean
 
 help:

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each has its share of the cores; thre
 
 import torch
 
+from tests.kernels import interpreted
+
 # What is started in the background of a script ignores Ctrl-C, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("patient", deadline=None)  # a busy machine is no defect
 settings.load_profile("patient")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # which Triton must know before whoever comes first imports it
+    with suppress(ImportError):
+        interpreted.quicken()
 os.environ["HF_ENDPOINT"] = os.environ["MODELSCOPE_ENDPOINT"] = "http://127.0.0.1:9"  # no test asks a hub outside
 
 

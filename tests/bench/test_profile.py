@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch._C import _distributed_c10d as c10d
 
 from ingle.bench.profile import COLLECTIVES, _kind
+from ingle.kernels import gpu
 from ingle.parallel import group
 from ingle.parallel.group import TensorGroup, _gloo
 
@@ -36,6 +39,15 @@ RECORDED = {
 @pytest.mark.parametrize("name", RECORDED)
 def test_kinds_of_kernels(name: str) -> None:
     assert _kind(name) == RECORDED[name]
+
+
+def test_kernels_of_our_own() -> None:
+    """Have a kind, but for those that sort, place and add up tokens."""
+    sources = Path(gpu.__file__).parent.glob("*.py")
+    names = {name for source in sources for name in re.findall(r"^def (_\w+_kernel)\(", source.read_text(), re.M)}
+    others = {f"_{each}_kernel" for each in ("count", "locate", "route", "sort", "store", "sum")}
+    assert {name for name in names if _kind(name) == "other"} == others
+    assert _kind("_draw_share_kernel") == "sampling" and _kind("_decode_weights_kernel") == "matmuls"
 
 
 def test_what_the_hosts_of_ranks_do_together_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ COMMON = {
 batches = st.lists(requests, min_size=1, max_size=3)
 
 
-@settings(max_examples=300, **COMMON)
+@settings(max_examples=100, **COMMON)
 @given(batch=batches, leaves=st.booleans())
 def test_every_request_is_answered_and_the_next_is_served(client: Client, batch: Any, leaves: bool) -> None:
     check_batch(client, batch, leaves)

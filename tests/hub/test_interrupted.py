@@ -64,13 +64,14 @@ for line in sys.stdin:
 """Pulls each model in a process of its own, which kills itself once so many bytes of weights are here."""
 
 
-def test_killed_at_50_random_bytes_each_resumes(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_bytes_each_resumes(hub: Hub, tmp_path: Path, times: int) -> None:
     """Four files come at once, and their connections are cut where the kill is to hit."""
     command = [sys.executable, "-c", KILLED_AT]
     random_bytes = random.Random(17)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killer:
         assert killer.stdin is not None and killer.stdout is not None
-        for number in range(50):
+        for number in range(times):
             name, end = f"org/tiny{number}", random_bytes.randrange(SIZE // 4)
             hub.repos[name] = Repo({path: held + name.encode() * path.endswith("s") for path, held in FILES.items()})
             hub.faults = [Fault(f"cdn/{name}/", cut_after=max(end, 1))]

@@ -96,7 +96,7 @@ def main() -> None:
 
         def told(self: Any, *args: Any, grid: Any, **options: Any) -> Any:
             made = launch(self, *args, grid=grid, **options)
-            if any(part in self.fn.__name__ for part in ("coded", "ring")) and made.hash not in seen:
+            if any(part in self.fn.__name__ for part in ("coded", "ring", "blocks")) and made.hash not in seen:
                 seen.add(made.hash)
                 registers, stack = usage(made)
                 threads, shared = 32 * made.metadata.num_warps, made.metadata.shared

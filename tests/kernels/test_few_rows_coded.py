@@ -9,7 +9,7 @@ import torch
 
 from ingle.kernels import reference
 from ingle.kernels.coded import Coded
-from ingle.kernels.flow import Flow
+from ingle.kernels.flow import Flow, Rotation
 from ingle.kernels.gpu import decoded
 from ingle.kernels.gpu import few_rows_coded as few_rows
 from ingle.kernels.gpu.device import has_warpgroups
@@ -17,8 +17,10 @@ from ingle.kernels.gpu.endings import PLAIN
 from ingle.kernels.gpu.few_rows_coded import Tiling
 from ingle.model.layers import RMSNorm
 from ingle.weights.gguf_coded import coded_of
+from ingle.weights.source import StoredRows
 from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn
 from tests.kernels.test_coded import made
+from tests.weights.gguf_blocks import random_blocks
 from tests.weights.test_gguf_coded import stored
 
 HEAD_DIM = 64 if ON_GPU else 32
@@ -32,6 +34,8 @@ MATRICES: dict[str, Callable[[int], Coded]] = {
     "int8-zeros": lambda size_out: made("int8", size_out, SIZE_IN, 64, zeros=True),
     "fp8": lambda size_out: made("fp8", size_out, SIZE_IN, 128),
 }
+
+LARGE_BLOCKS = ("Q4_K", "Q5_K", "Q6_K")
 
 
 @pytest.fixture(params=MATRICES if ON_GPU else list(MATRICES)[:2])
@@ -86,7 +90,7 @@ def test_project_and_store(num_rows: int, matrix: Callable[[int], Coded]) -> Non
     flow, normed = flowing(num_rows)
     weight = matrix(8 * HEAD_DIM)
     check_projection(
-        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation), normed, HEAD_DIM,
+        lambda _, bias, rotation: few_rows.project_and_store(flow, [weight], bias, rotation), normed, HEAD_DIM,
         qk_norm=False, weight=exact(weight),
     )  # fmt: skip
 
@@ -163,9 +167,90 @@ def test_rotation_through_a_ring(head_dim: int, num_rows: int) -> None:
     )
     weight = made("int4", 8 * head_dim, 1024, 128, zeros=True)
     check_projection(
-        lambda _, bias, rotation: few_rows.project_and_store(flow, weight, bias, rotation),
+        lambda _, bias, rotation: few_rows.project_and_store(flow, [weight], bias, rotation),
         reference.rms_norm(wide, norm.float(), EPS), head_dim, qk_norm=False, weight=exact(weight),
     )  # fmt: skip
+
+
+def blocks_of(kind: str, size_out: int, size_in: int) -> Coded:
+    return coded_of(StoredRows(kind, random_blocks(kind, size_out, size_in, std=size_in**-0.5)), DEVICE)
+
+
+@pytest.fixture
+def hopper() -> None:
+    if not has_warpgroups(DEVICE):
+        pytest.skip("needs a Hopper card")
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("num_rows", [3, 4, 8, 9, 16])
+@pytest.mark.parametrize("kind", LARGE_BLOCKS)
+def test_blocks_through_a_ring(kind: str, num_rows: int) -> None:
+    """Several tiles, with all of a layer's ends."""
+    coded, x, bias = blocks_of(kind, 512, 1024), randn(num_rows, 1024), randn(512)
+    assert few_rows._ring(x, coded, PLAIN) is not None
+    product = x.float() @ exact(coded).T
+    close(few_rows.multiply(x, coded, bias), product + bias.float())
+    residual, norm = randn(num_rows, 512), norm_weight(512)
+    flow = few_rows.add(x, coded, None, residual, RMSNorm(norm, EPS))
+    close(flow.residual, product + residual.float())
+    normed = reference.rms_norm(flow.residual.float(), norm.float(), EPS)
+    wide = blocks_of(kind, 768, 512)
+    for activation in ("silu", "gelu_tanh"):
+        total = reference.gated(normed @ exact(wide).T, activation)
+        close(few_rows.gated(flow, wide, None, activation), total)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("num_rows", [3, 16])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("kinds", [("Q4_K",), ("Q4_K", "Q6_K")], ids=str)
+def test_heads_of_blocks_through_a_ring(kinds: tuple[str, ...], head_dim: int, num_rows: int) -> None:
+    """One matrix, or the values' beside that of queries and keys."""
+    residual, norm = randn(num_rows, 1024), norm_weight(1024)
+    sizes = (8 * head_dim,) if len(kinds) == 1 else (6 * head_dim, 2 * head_dim)
+    parts = [blocks_of(kind, size, 1024) for kind, size in zip(kinds, sizes, strict=True)]
+    wide, weight = residual.float(), torch.cat([exact(part) for part in parts])
+    flow = Flow(
+        residual, RMSNorm(norm, EPS), (wide * norm.float()).to(DTYPE), wide.square().view(num_rows, 2, -1).sum(-1)
+    )
+
+    def project(_: torch.Tensor, bias: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        assert few_rows.suits_heads(flow.residual, parts, rotation)
+        return few_rows.project_and_store(flow, parts, bias, rotation)
+
+    check_projection(project, reference.rms_norm(wide, norm.float(), EPS), head_dim, qk_norm=False, weight=weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("kind", LARGE_BLOCKS)
+def test_odd_scales_through_a_ring(kind: str) -> None:
+    """None beside a minimum, large ones, negative ones and such as float16 has below its lowest exponent."""
+    coded, x = blocks_of(kind, 128, 1024), randn(5, 1024)
+    held = coded.factors if coded.factor_pairs is None else coded.factor_pairs
+    assert held is not None and few_rows._ring(x, coded, PLAIN) is not None
+    held.view(128, 4, -1)[:, :, :] = 1e-3
+    for row, factor in enumerate((0.0, 6e4, -6e4, 1e-7, -1e-3)):
+        held.view(128, 4, -1)[row::8, :, 0] = factor
+    coded.scales[5::8] = 0
+    bias = randn(128)
+    product, ours = x.float() @ exact(coded).T + bias.float(), few_rows.multiply(x, coded, bias)
+    for row in range(8):
+        close(ours[:, row::8], product[:, row::8])
+
+
+@pytest.mark.gpu
+def test_what_a_ring_leaves() -> None:
+    x = torch.zeros(3, 1024, dtype=torch.bfloat16, device=DEVICE)
+    six = blocks_of("Q6_K", 48, 1024)
+    assert few_rows._ring(x, six, PLAIN) is None and not few_rows.fits(x, six)
+    whole = blocks_of("Q6_K", 128, 1024)
+    assert not few_rows.fits(x.half(), whole)
+    assert not few_rows.fits(torch.zeros(17, 1024, dtype=torch.bfloat16, device=DEVICE), whole)
+    assert few_rows._ring(x, blocks_of("Q3_K", 128, 1024), PLAIN) is None
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ from ingle.kernels.options import Activation, AttentionOptions
 from ingle.kv import first_page_seen
 from ingle.request import SamplingParams
 from ingle.step import RESERVED_PAGE, Admission, Chunk, Step
+from tests.kernels.interpreted import pairwise
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -157,10 +158,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "page_size"), [(4, 2, 16, 16), (9, 3, 24, 8), (7, 1, 32, 16), (2, 1, 160, 16)]
+    ("case", "heads", "kv_heads", "head_dim", "page_size", "dtype"),
+    pairwise(CASES, [(4, 2, 16, 16), (9, 3, 24, 8), (7, 1, 32, 16), (2, 1, 160, 16)], DTYPES),
 )
 def test_paged_attention(
     case: str, heads: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype
@@ -246,10 +246,9 @@ def test_what_is_not_finite_stays_in_its_sequence(poison: str, monkeypatch: pyte
     assert finite.tolist() == [slot != 2 for slot in range(8)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_windows_and_soft_caps(options: AttentionOptions, case: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "case", "dtype"), pairwise(OPTIONS, CASES, DTYPES))
+def test_windows_and_soft_caps(name: str, case: str, dtype: torch.dtype) -> None:
+    options = OPTIONS[name]
     chunks, num_decodes = CASES[case]
     batch = attention_case(chunks, num_decodes, 8)
     q = randn(sum(c.count for c in chunks), 6, 16, dtype=dtype) * 3

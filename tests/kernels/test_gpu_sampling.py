@@ -22,6 +22,7 @@ from ingle.kernels.sampling import (
     SamplingTables,
     all_allowed,
 )
+from tests.kernels.interpreted import pairwise
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -266,9 +267,7 @@ def equal_logprobs(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours.values, theirs.values, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [7, 50, 9001])
-@pytest.mark.parametrize("count", [0, 1, 5, 20])
+@pytest.mark.parametrize(("vocab", "count", "dtype"), pairwise([7, 50, 9001], [0, 1, 5, 20], DTYPES))
 def test_log_probabilities_equal_the_reference(vocab: int, count: int, dtype: torch.dtype) -> None:
     logits = (torch.randn(9, vocab, device=DEVICE) * 3).to(dtype)
     token_ids = torch.randint(vocab, (9,), device=DEVICE)

@@ -40,6 +40,12 @@ def fma(left: torch.Tensor, right: torch.Tensor, added: torch.Tensor) -> torch.T
     return (left.double() * right.double() + added.double()).bfloat16()
 
 
+def bytes_of(low: int, high: int, choice: int) -> int:
+    """PRMT, without signs."""
+    held = (low | high << 32).to_bytes(8, "little")
+    return int.from_bytes(bytes(held[choice >> 4 * index & 7] for index in range(4)), "little")
+
+
 _OPERATIONS: dict[str, Callable[..., int]] = {
     "mov.b32": lambda number: number,
     "shr.b32": lambda number, by: number >> by,
@@ -47,12 +53,20 @@ _OPERATIONS: dict[str, Callable[..., int]] = {
     "and.b32": lambda left, right: left & right,
     "xor.b32": lambda left, right: left ^ right,
     "lop3.b32": by_bits,
+    "prmt.b32": bytes_of,
+    "cvt.u32.u16": lambda number: number & 0xFFFF,
     "fma.rn.bf16x2": lambda *registers: in_pairs(fma, *registers),
+    "mul.rn.bf16x2": lambda *registers: in_pairs(torch.mul, *registers),
 }
 
 
 def run(text: str, inputs: Registers) -> int:
     """Of PTX what these texts consist of: returns `$0`."""
+    return run_all(text, inputs)["$0"]
+
+
+def run_all(text: str, inputs: Registers) -> Registers:
+    """The same, for all registers."""
     values, predicate = dict(inputs), False
 
     def value(name: str) -> int:
@@ -70,7 +84,7 @@ def run(text: str, inputs: Registers) -> int:
             values[out] = value(others[0] if predicate else others[1])
             continue
         values[out] = _OPERATIONS[name](*(value(each) for each in others))
-    return values["$0"]
+    return values
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -128,6 +142,7 @@ def test_a_ring_compiled_for_hopper() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("_few_rows_ring_kernel") == 20
+    assert done.stdout.count("_few_rows_blocks_kernel") == 12
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from ingle.kernels import gpu, reference
 from ingle.kernels.batch import Batch
 from ingle.kernels.gpu import latent
 from ingle.step import Chunk
+from tests.kernels.interpreted import pairwise
 from tests.kernels.test_gpu_kernels import CASES, DEVICE, DTYPES, attention_case, close, randn
 
 SCALE = 0.3
@@ -106,9 +107,10 @@ def test_store_latent(
     close(outs[1].double(), torch.cat((turned.real, turned.imag), -1), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("heads", "rank", "rope", "page_size"), [(1, 24, 8, 8), (16, 24, 6, 16), (4, 200, 24, 8)])
+@pytest.mark.parametrize(
+    ("case", "heads", "rank", "rope", "page_size", "dtype"),
+    pairwise(CASES, [(1, 24, 8, 8), (16, 24, 6, 16), (4, 200, 24, 8)], DTYPES),
+)
 def test_latent_attention(case: str, heads: int, rank: int, rope: int, page_size: int, dtype: torch.dtype) -> None:
     chunks, num_decodes = CASES[case]
     batch = attention_case(chunks, num_decodes, page_size, head_dim=rank + rope)

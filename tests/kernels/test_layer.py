@@ -20,11 +20,13 @@ from ingle.model.layers import Linear, RMSNorm
 from ingle.request import EngineRequest, SamplingParams
 from ingle.weights.matrix import PlainPart, Weight
 from tests.kernels.fused import DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn, weights
+from tests.kernels.interpreted import pairwise
 from tests.model.checkpoints import CHECKPOINTS
 from tests.support import engine_for, random_prompt, save_checkpoint
 
 SIZE = 192
 FORMS = ("pending", "begun", "done")
+NUM_ROWS = (1, 5, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +71,10 @@ def test_normed(form: str, num_rows: int) -> None:
     close(reference.normed(flow), normed)
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, 20])
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("head_dim", "rotary_dim", "qk_norm"), [(64, 64, False), (32, 32, True), (64, 32, False), (64, 32, True),
-                                            (24, 24, False), (24, 24, True)]
+    ("form", "num_rows", "head_dim", "rotary_dim", "qk_norm"),
+    pairwise(FORMS, NUM_ROWS, [(64, 64, False), (32, 32, True), (64, 32, False), (64, 32, True),
+                               (24, 24, False), (24, 24, True)]),
 )  # fmt: skip
 def test_project_and_store(form: str, num_rows: int, head_dim: int, rotary_dim: int, qk_norm: bool) -> None:
     flow, normed = flow_of(num_rows, form)
@@ -86,18 +87,20 @@ def test_project_and_store(form: str, num_rows: int, head_dim: int, rotary_dim: 
     )
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, 20])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("activation", "bias", "num_parts"), [("silu", False, 1), ("gelu_tanh", True, 1), ("silu", True, 3)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    ("form", "num_rows", "activation", "bias", "num_parts"),
+    pairwise(FORMS, NUM_ROWS, [("silu", False, 1), ("gelu_tanh", True, 1), ("silu", True, 3)]),
+)
 def test_project_gated(form: str, num_rows: int, activation: Activation, bias: bool, num_parts: int) -> None:
     flow, normed = flow_of(num_rows, form)
     gate_up = linear(144, num_parts=num_parts, bias=bias)
     close(gpu.project_gated(flow, gate_up, activation), reference.gated(product(normed, gate_up), activation))
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, 20])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("post", "bias", "num_parts"), [(False, False, 1), (False, True, 1), (True, True, 1), (False, True, 2)])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(
+    ("form", "num_rows", "post", "bias", "num_parts"),
+    pairwise(FORMS, NUM_ROWS, [(False, False, 1), (False, True, 1), (True, True, 1), (False, True, 2)]),
+)
 def test_project_and_add(form: str, num_rows: int, post: bool, bias: bool, num_parts: int) -> None:
     flow, _ = flow_of(num_rows, form)
     out, x = linear(SIZE, 88, num_parts=num_parts, bias=bias), randn(num_rows, 88)

@@ -9,6 +9,7 @@ from ingle.kernels import gpu, reference
 from ingle.kernels.flow import ExpertBiases
 from ingle.kernels.gpu import moe
 from ingle.kernels.options import Activation, RouterConfig
+from tests.kernels.interpreted import pairwise
 from tests.kernels.test_gpu_kernels import DEVICE, DTYPES, close, randn
 
 ROUTERS = {
@@ -29,9 +30,7 @@ def by_expert(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, t
     return ordered.values, weights.gather(1, ordered.indices)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 7, 259])
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize(("name", "num_tokens", "dtype"), pairwise(ROUTERS, [1, 7, 259], DTYPES))
 def test_route(name: str, num_tokens: int, dtype: torch.dtype) -> None:
     config = ROUTERS[name]
     # Distinct values in every row, also in 16 bits: which of two equal experts is taken is open.
@@ -62,10 +61,11 @@ def choose(kind: str, num_tokens: int, num_experts: int, top_k: int) -> torch.Te
     return torch.stack(rows).int()
 
 
-@pytest.mark.parametrize("rows", [16, 64])
-@pytest.mark.parametrize("kind", ["random", "same"])
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k"), [(1, 1, 1), (1, 128, 8), (3, 5, 5), (129, 60, 4), (300, 8, 2), (90, 512, 8)]
+    ("num_tokens", "num_experts", "top_k", "kind", "rows"),
+    pairwise(
+        [(1, 1, 1), (1, 128, 8), (3, 5, 5), (129, 60, 4), (300, 8, 2), (90, 512, 8)], ["random", "same"], [16, 64]
+    ),
 )
 def test_sort_by_expert(num_tokens: int, num_experts: int, top_k: int, kind: str, rows: int) -> None:
     ids = choose(kind, num_tokens, num_experts, top_k)
@@ -81,18 +81,20 @@ def test_sort_by_expert(num_tokens: int, num_experts: int, top_k: int, kind: str
     assert seen == list(range(num_tokens * top_k))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["random", "same"])
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k", "hidden", "inner", "activation"),
-    [
-        (1, 8, 2, 64, 48, "silu"),
-        (1, 4, 4, 96, 130, "gelu_tanh"),
-        (5, 64, 3, 40, 24, "silu"),  # few pairs among many experts: unsorted
-        (8, 64, 3, 40, 24, "silu"),
-        (70, 4, 2, 136, 72, "silu"),
-        (150, 2, 1, 64, 64, "silu"),
-    ],
+    ("num_tokens", "num_experts", "top_k", "hidden", "inner", "activation", "kind", "dtype"),
+    pairwise(
+        [
+            (1, 8, 2, 64, 48, "silu"),
+            (1, 4, 4, 96, 130, "gelu_tanh"),
+            (5, 64, 3, 40, 24, "silu"),  # few pairs among many experts: unsorted
+            (8, 64, 3, 40, 24, "silu"),
+            (70, 4, 2, 136, 72, "silu"),
+            (150, 2, 1, 64, 64, "silu"),
+        ],
+        ["random", "same"],
+        DTYPES,
+    ),
 )
 def test_experts(
     num_tokens: int,

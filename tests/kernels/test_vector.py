@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,9 +15,22 @@ from ingle.kernels.gpu.vector import Tiling
 from ingle.kernels.options import Activation
 from ingle.model.layers import RMSNorm
 from tests.kernels.fused import DEVICE, DTYPE, EPS, ON_GPU, check_projection, close, norm_weight, randn, weights
+from tests.kernels.interpreted import pairwise
 
 
-@pytest.fixture(params=[(1, 200, 4, 256), (2, 200, 2, 128), (1, 200, 4, 32), (2, 520, 8, 64)], ids=str)
+class Shape(NamedTuple):
+    """Rows and their size, and a tile's."""
+
+    num_rows: int
+    size_in: int
+    outs: int
+    depth: int
+
+
+SHAPES = [Shape(1, 200, 4, 256), Shape(2, 200, 2, 128), Shape(1, 200, 4, 32), Shape(2, 520, 8, 64)]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
 def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Rows and their size: one iteration, two or several, with tiles of several sizes; some before the wait."""
     num_rows, size_in, outs, depth = request.param
@@ -42,8 +56,9 @@ def test_add(shape: tuple[int, int], size_out: int) -> None:
     close(vector.add(x, weight, bias, residual), exact + residual.float() + bias.float())
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-@pytest.mark.parametrize("size", [64, 73])
+@pytest.mark.parametrize(
+    ("shape", "size", "activation"), pairwise(SHAPES, [64, 73], ["silu", "gelu_tanh"]), indirect=["shape"]
+)
 def test_gated(shape: tuple[int, int], size: int, activation: Activation) -> None:
     rows, norm, normed = normed_rows(*shape)
     weight = weights(2 * size, shape[1])
@@ -52,16 +67,18 @@ def test_gated(shape: tuple[int, int], size: int, activation: Activation) -> Non
     close(vector.gated(normed.to(DTYPE), None, weight, None, activation), exact)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_project_and_store(shape: tuple[int, int], qk_norm: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "qk_norm", "is_normed"), pairwise(SHAPES, [False, True], [False, True]), indirect=["shape"]
+)
+def test_project_and_store(shape: tuple[int, int], qk_norm: bool, is_normed: bool) -> None:
     rows, norm, normed = normed_rows(*shape)
-    for x, pending in ((rows, norm), (normed.to(DTYPE), None)):
-        check_projection(
-            lambda weight, bias, rotation: vector.project_and_store(x, pending, weight, bias, rotation),  # noqa: B023
-            normed,
-            64,
-            qk_norm=qk_norm,
-        )
+    x, pending = (normed.to(DTYPE), None) if is_normed else (rows, norm)
+    check_projection(
+        lambda weight, bias, rotation: vector.project_and_store(x, pending, weight, bias, rotation),
+        normed,
+        64,
+        qk_norm=qk_norm,
+    )
 
 
 @pytest.mark.parametrize("size_in", [200, 1024, 3584, 5120, 14336])

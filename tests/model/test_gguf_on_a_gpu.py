@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,20 +23,31 @@ SIZES = {
     "head_dim": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
 }
-MODELS = {
-    "qwen2": {"num_hidden_layers": 3},
-    "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 30, "num_hidden_layers": 3},
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "num_hidden_layers": 4},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 4},
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 30},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
+PAIRS = list(zip(list(TYPES)[::2], list(TYPES)[1::2], strict=True))
+"""Kernels for each type are compiled, which takes most of the time: so there are many small tests."""
+CASES = [
+    (("qwen2", "gemma3_text")[index % 2], dtype, types)
+    for index, types in enumerate(PAIRS)
+    for dtype in ("bfloat16", "float16")
+] + [
+    (("qwen3_moe", "mixtral")[index % 2], ("bfloat16", "float16")[index // 2 % 2], types)
+    for index, types in enumerate(PAIRS)
+]
 PROMPTS = [random_prompt(3, length) for length in (1, 2, 9, 40, 300)]
 
 
-def written(tmp_path: Path, family: str) -> Path:
-    """With matrices of all types in turn."""
-    save_checkpoint(tmp_path, family, **SIZES, **MODELS[family])
-    return write_gguf_model(tmp_path, tmp_path / "model.gguf", random_types=list(TYPES))
+def written(tmp_path: Path, family: str, types: Sequence[str], **sizes: int) -> Path:
+    """With matrices of these types in turn."""
+    save_checkpoint(tmp_path, family, **SIZES | MODELS[family] | sizes)
+    return write_gguf_model(tmp_path, tmp_path / "model.gguf", random_types=types)
 
 
 def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
@@ -42,10 +55,12 @@ def off(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("family", MODELS)
-def test_on_a_gpu(tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, options = written(tmp_path, family), {"dtype": dtype, "device": "cuda", "enable_prefix_caching": False}
+@pytest.mark.parametrize(("family", "dtype", "types"), CASES, ids=str)
+def test_on_a_gpu(
+    tmp_path: Path, family: str, dtype: str, types: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, family, types)
+    options = {"dtype": dtype, "device": "cuda", "enable_prefix_caching": False}
     floats = engine_for(path, enable_prefix_caching=False)
     exact = [engine_logits(floats, prompt) for prompt in PROMPTS]
     ours = engine_for(path, **options)
@@ -61,7 +76,8 @@ def test_on_a_gpu(tmp_path: Path, family: str, dtype: str, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_all_are_held_in_their_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By PyTorch's device, whatever the device: the same logits, and as much memory as was planned."""
-    path, options = written(tmp_path, "qwen3_moe"), {"cpu_kernels": "torch", "dtype": "float32"}
+    path = written(tmp_path, "qwen3_moe", list(TYPES), num_hidden_layers=4)
+    options = {"cpu_kernels": "torch", "dtype": "float32"}
     expected = engine_logits(engine_for(path, **options), PROMPTS[2])
     monkeypatch.setattr(torch_build.TorchRunner, "_keeps_blocks", lambda *_: True)
     engine = engine_for(path, **options)

@@ -67,10 +67,7 @@ def written(model_type: str) -> dict[str, Any]:
 WRITTEN = {model_type: written(model_type) for model_type in FAMILIES}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_any_config_is_read_or_refused(model_type: str, data: st.DataObject) -> None:
+def check_some_config(model_type: str, data: st.DataObject) -> None:
     config = dict(WRITTEN[model_type])
     keys = data.draw(st.lists(st.sampled_from(sorted(config)), max_size=2))
     config |= {key: data.draw(ODD, key) for key in keys if key != "model_type"}
@@ -91,3 +88,18 @@ def test_any_config_is_read_or_refused(model_type: str, data: st.DataObject) -> 
         options = model.attention(layer)
         assert options.window is None or options.window >= 1
         assert 0 < options.scale < math.inf and (options.softcap is None or 0 < options.softcap < math.inf)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_config_is_read_or_refused(model_type: str, data: st.DataObject) -> None:
+    check_some_config(model_type, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", FAMILIES)
+@settings(max_examples=500, deadline=None)
+@given(data=st.data())
+def test_very_many_configs_are_read_or_refused(model_type: str, data: st.DataObject) -> None:
+    check_some_config(model_type, data)

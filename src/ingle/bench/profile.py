@@ -36,17 +36,6 @@ _KINDS = (
         ),
     ),
     (
-        "attention",
-        (
-            "_decode_kernel",
-            "_decode_codes_kernel",
-            "_decode_hopper_kernel",
-            "_share_kernel",
-            "_prefill_kernel",
-            "scaled_dot_product",
-        ),
-    ),
-    (
         "sampling",
         (
             "_survey_kernel",
@@ -61,8 +50,23 @@ _KINDS = (
             "aten::sort",
         ),
     ),
-    ("matmuls", ("_vector_kernel", "_few_rows_kernel", "_gated_product", "_gate_up_kernel", "_down_kernel")),
-    ("matmuls", ("_few_rows_coded_kernel", "_coded_kernel", "_fp8_few_kernel")),
+    (
+        "attention",
+        (
+            "_decode_kernel",
+            "_decode_codes_kernel",
+            "_decode_hopper_kernel",
+            "_share_kernel",
+            "_prefill_kernel",
+            "_encode_kernel",
+            "scaled_dot_product",
+        ),
+    ),
+    (
+        "matmuls",
+        ("_vector_kernel", "_few_rows_", "_gated_product", "_gate_up_kernel", "_down_kernel", "_experts_kernel"),
+    ),
+    ("matmuls", ("_coded_kernel", "_fp8_few_kernel", "_planes_kernel", "_warpgroups_kernel", "_decode_weights_kernel")),
     (
         "norms, rotation, activation",
         (

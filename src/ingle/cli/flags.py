@@ -280,7 +280,7 @@ class _Flags:
     def _fields(self, info: StructTypeInfo) -> StructConstructorSpec | None:
         if not dataclasses.is_dataclass(info.type):
             return None
-        docs, types = lru_cache(lambda: _docstrings(info.type)), types_of(info.type)
+        docs, types = partial(_docstrings, info.type), types_of(info.type)
         hidden = self._hide.get(info.type, frozenset())
         fields = []
         for field in dataclasses.fields(info.type):
@@ -314,6 +314,7 @@ def _docstring(docs: Callable[[], dict[str, str]], name: str) -> str | None:
     return docs().get(name)
 
 
+@lru_cache
 def _docstrings(config: type) -> dict[str, str]:
     """The string below each field of a class, by the field's name."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]

@@ -3,12 +3,13 @@
 As `few_rows` of floats: tiles of weights' rows, whose inputs are shared out to several programs where tiles are few,
 and what is fused to them. How codes come to the tensor cores is in `lanes`. Programs are small and have no part of an
 SM's memory, so that a kernel's run beside those of the one before, and ask for their first codes before these have
-ended. Hopper takes int4 another way where that fits (`few_rows_ring`).
+ended. Hopper takes int4, and blocks of GGUF's, another way where that fits (`few_rows_ring`, `few_rows_blocks`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -33,7 +34,7 @@ from ingle.kernels.gpu.lanes import load_codes, load_inputs, load_scales, multip
 from ingle.kernels.options import Activation
 
 if TYPE_CHECKING:
-    from ingle.kernels.gpu import few_rows_ring
+    from ingle.kernels.gpu import few_rows_blocks, few_rows_ring
 
 MAX_ROWS = 16
 """With more, inputs take more registers than there are."""
@@ -280,6 +281,16 @@ def suits(x: torch.Tensor, coded: Coded) -> bool:
     return coded.order is None and fits(x, coded)
 
 
+def suits_heads(x: torch.Tensor, parts: Sequence[Coded], rotation: Rotation) -> bool:
+    """The same for a matrix whose parts, one below the other, are whole heads."""
+    if len(parts) == 1:
+        return suits(x, parts[0])
+    half = rotation.kv_cache.shape[-1] // 2
+    return not _of_heads(rotation) and all(
+        suits(x, part) and part.in_planes and _ring(x, part, ROTATE, half) is not None for part in parts
+    )
+
+
 def fits(x: torch.Tensor, coded: Coded) -> bool:
     """The same for a product alone of x, its columns as the matrix has them."""
     return (
@@ -289,7 +300,7 @@ def fits(x: torch.Tensor, coded: Coded) -> bool:
         and x.stride(0) % 2 == 0
         and x.storage_offset() % 2 == 0
         and multiplies_bfloat16(x.device)
-        and lanes.block_bytes(coded) is not None
+        and (lanes.block_bytes(coded) is not None or _ring(x, coded, PLAIN) is not None)
     )
 
 
@@ -322,24 +333,43 @@ def gated(flow: Flow, coded: Coded, bias: torch.Tensor | None, activation: Activ
     return out
 
 
-def project_and_store(flow: Flow, coded: Coded, bias: torch.Tensor | None, rotation: Rotation) -> torch.Tensor:
+def project_and_store(
+    flow: Flow, parts: Sequence[Coded], bias: torch.Tensor | None, rotation: Rotation
+) -> torch.Tensor:
     """The queries [M, Hq, D] of the normed rows, rotated; keys and values, of later rows, go to the cache."""
-    x = _values(flow)
-    if rotation.q_norm is not None or rotation.kv_scales is not None:  # which are of whole heads, that no program has
-        qkv = x.new_empty(len(x), coded.num_rows)
-        _run(x, coded, bias, flow.squares, PLAIN, qkv, norm=flow.norm)
+    x, head_dim = _values(flow), rotation.kv_cache.shape[-1]
+    if len(parts) == 1 and (_of_heads(rotation) or not _ends(x, parts[0], ROTATE, head_dim // 2)):
+        qkv = x.new_empty(len(x), parts[0].num_rows)
+        _run(x, parts[0], bias, flow.squares, PLAIN, qkv, norm=flow.norm)
         return rotate_and_store(qkv, *rotation)
-    q = x.new_empty(len(x), rotation.num_heads, rotation.kv_cache.shape[-1])
-    _run(x, coded, bias, flow.squares, ROTATE, q, norm=flow.norm, rotation=rotation)
+    q, first = x.new_empty(len(x), rotation.num_heads, head_dim), 0
+    for part in parts:
+        own = None if bias is None else bias[first : first + part.num_rows]
+        _run(x, part, own, flow.squares, ROTATE, q, norm=flow.norm, rotation=rotation, first_head=first // head_dim)
+        first += part.num_rows
     return q
 
 
-def _ring(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> few_rows_ring.Tiling | None:
-    """How the kernel for Hopper shares out a product that ends so; None for all that it does not take."""
-    if coded.kind != "int4" or not has_warpgroups(x.device):
-        return None
-    from ingle.kernels.gpu import few_rows_ring  # Gluon takes a while to import
+def _of_heads(rotation: Rotation) -> bool:
+    """Whether what stands behind a projection is of whole heads, which no program has."""
+    return rotation.q_norm is not None or rotation.kv_scales is not None
 
+
+def _ends(x: torch.Tensor, coded: Coded, epilogue: int, half: int) -> bool:
+    """Whether a kernel takes a product that ends so: what `lanes` reads, any."""
+    return lanes.block_bytes(coded) is not None or _ring(x, coded, epilogue, half) is not None
+
+
+def _ring(
+    x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1
+) -> few_rows_ring.Tiling | few_rows_blocks.Tiling | None:
+    """How a kernel for Hopper shares out a product that ends so; None for all that these do not take."""
+    if not (coded.in_planes or coded.kind == "int4") or not has_warpgroups(x.device):
+        return None
+    from ingle.kernels.gpu import few_rows_blocks, few_rows_ring  # Gluon takes a while to import
+
+    if coded.in_planes:
+        return few_rows_blocks.tiling(x, coded, epilogue, half)
     return few_rows_ring.tiling(x, coded, epilogue, half)
 
 
@@ -361,10 +391,13 @@ def _run(
     values: torch.Tensor | None = None,
     squares: torch.Tensor | None = None,
     rotation: Rotation | None = None,
+    first_head: int = 0,
 ) -> None:
     ring = _ring(x, coded, epilogue, 1 if rotation is None else rotation.kv_cache.shape[-1] // 2)
     if ring is not None:
-        more = {"residual": residual, "values": values, "squares": squares}
+        more: dict[str, Any] = {"residual": residual, "values": values, "squares": squares}
+        if first_head:
+            more["first_head"] = first_head
         ring.run(x, coded, bias, squares_in, epilogue, out, norm=norm, rotation=rotation, **more)
         return
     device, (num_rows, size_in), size_out = x.device, x.shape, coded.num_rows

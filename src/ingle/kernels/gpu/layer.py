@@ -35,11 +35,10 @@ def project_and_store(flow: Flow, projection: Projection, rotation: Rotation) ->
     of_fp8 = fp8_layer.takes(flow.residual, projection.weight)
     if of_fp8 is not None:
         return fp8_layer.project_and_store(flow, of_fp8, projection.bias, rotation)
-    if weight is not None and rotates:
-        if isinstance(weight, Coded) and few_rows_coded.suits(flow.residual, weight):
-            return few_rows_coded.project_and_store(flow, weight, projection.bias, rotation)
-        if few_rows.suits(flow.residual, weight):
-            return few_rows.project_and_store(flow, weight, projection.bias, rotation)
+    if parts is not None and rotates and few_rows_coded.suits_heads(flow.residual, parts, rotation):
+        return few_rows_coded.project_and_store(flow, parts, projection.bias, rotation)
+    if weight is not None and rotates and few_rows.suits(flow.residual, weight):
+        return few_rows.project_and_store(flow, weight, projection.bias, rotation)
     return _composed.project_and_store(flow, projection, rotation)
 
 

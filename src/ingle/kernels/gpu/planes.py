@@ -78,7 +78,7 @@ def decode(coded: Coded, first: int, out: torch.Tensor) -> None:
     outs, blocks = 32, 4
     early = pdl(out.device)
     grid = triton.cdiv(len(out), outs), triton.cdiv(coded.num_columns, blocks * PLANES_BLOCK)
-    _decode_kernel[grid](
+    _decode_weights_kernel[grid](
         pointers(coded), out, first, len(out),
         IN=coded.num_columns, OUTS=outs, BLOCKS=blocks, **constants(coded), PDL=early, num_warps=4, launch_pdl=early,
     )  # fmt: skip
@@ -258,7 +258,7 @@ def _planes_kernel(
 
 
 @triton.jit
-def _decode_kernel(
+def _decode_weights_kernel(
     matrix, out_ptr, first, num_rows, IN: tl.constexpr, OUTS: tl.constexpr, BLOCKS: tl.constexpr,
     LOW: tl.constexpr, HIGH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, SPAN: tl.constexpr,
     MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr, STEP: tl.constexpr,

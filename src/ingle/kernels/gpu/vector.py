@@ -21,7 +21,7 @@ from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.inboxes import half_of, inbox_of, sendable
-from ingle.kernels.gpu.rotation import store_rotated
+from ingle.kernels.gpu.rotation import load_rotation, store_rotated
 from ingle.kernels.group import Peers
 from ingle.kernels.options import Activation
 
@@ -88,6 +88,20 @@ def _vector_kernel(
         early += (_weights(line_ptr, in_lines, index * DEPTH, IN, DEPTH, RUN),)
     if SCALED:
         of_outs = tl.load(scales_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+    # What sums end in was there before the kernel before this one began.
+    bias = tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32) if BIAS else 0.0
+    ends = ()
+    block = tl.arange(0, OUTS)
+    for row in tl.static_range(ROWS):
+        if RESIDUAL:
+            ends += (bias + tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32),)
+        elif ROTATE:
+            own, there = tl.full([1, 1], row, tl.int32), tl.full([1, 1], True, tl.int1)
+            ends += (
+                load_rotation(own, (tile * OUTS % HALF + block)[:, None], there, cos_sin_ptr, kv_places_ptr, HALF),
+            )
+        else:
+            ends += (bias,)
     if PDL:
         await_previous()
     if RANKS:
@@ -121,11 +135,8 @@ def _vector_kernel(
             total *= tl.rsqrt(tl.sum(squares[row], 0) / IN + eps)
         if SCALED:
             total *= of_outs
-        if BIAS:
-            total += tl.load(bias_ptr + outs, mask=outs < OUT, other=0.0).to(tl.float32)
+        total += ends[row] if RESIDUAL else bias
         if ADD:
-            if RESIDUAL:
-                total += tl.load(residual_ptr + row * OUT + outs, mask=outs < OUT, other=0.0).to(tl.float32)
             if RANKS:
                 bits = sendable(total.to(dtype))
                 for place in tl.static_range(RANKS):
@@ -134,14 +145,13 @@ def _vector_kernel(
                 tl.store(out_ptr + row * OUT + outs, total.to(dtype), mask=outs < OUT)
         else:
             first, other = tl.split(tl.trans(tl.reshape(total, [2, OUTS])))
-            block = tl.arange(0, OUTS)
             if ROTATE:
                 store_rotated(
                     first[:, None], other[:, None], tile * OUTS // HALF, tl.full([1, 1], row, tl.int32),
                     (tile * OUTS % HALF + block)[:, None], tl.full([1, 1], True, tl.int1),
                     out_ptr, cos_sin_ptr, x_ptr, x_ptr, kv_ptr, kv_places_ptr,
                     eps, v_offset, page_stride, token_stride, head_stride, kv_ptr,
-                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0,
+                    HALF, False, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE, 0, ends[row],
                 )  # fmt: skip
             else:
                 place = tile * OUTS + block

@@ -26,9 +26,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ingle.kernels.coded import Coded
+from ingle.kernels.coded import BITS, Coded
+from ingle.kernels.gpu import warpgroups_blocks
 from ingle.kernels.gpu.codes import FORMATS
 from ingle.kernels.gpu.device import counters, has_warpgroups, num_sms, pdl
+from ingle.kernels.gpu.warpgroups_blocks import block_numbers, load_steps, store_steps
 
 # Two bytes are two numbers of 16 bits in a register, or four in two: of their lower halves, then of their upper ones.
 _SPREAD = "{{ .reg .b32 w, t, s, a; cvt.u32.u16 w, ${0}; prmt.b32 w, w, 0, 0x4140; "
@@ -87,7 +89,7 @@ def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
     such a product is first asked for, which is before a CUDA graph is captured, for there nothing can be compared.
     """
     matrix = coded.num_rows, coded.num_columns, coded.group_size, coded.half, coded.scales.dtype, coded.zeros is None
-    key = x.device, x.dtype, tiling(len(x)), coded.kind, *matrix
+    key = x.device, x.dtype, tiling(len(x)), coded.kind, coded.span, *matrix
     if key not in _right:
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
@@ -98,30 +100,38 @@ def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
         off = float((multiply(rows, coded, None).float() - right).norm() / right.norm())
         _right[key] = off < _MOST_OFF
         if not _right[key]:
-            message = "int4 products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
-            logging.getLogger("ingle").warning(message, len(x), off, triton.__version__)
+            message = "%s products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
+            logging.getLogger("ingle").warning(message, coded.kind, len(x), off, triton.__version__)
     return _right[key]
 
 
 def suits(x: torch.Tensor, coded: Coded) -> bool:
     """Whether it takes them."""
-    if not has_warpgroups(x.device) or x.dtype not in (torch.bfloat16, torch.float16) or coded.kind not in FORMATS:
+    if not has_warpgroups(x.device) or x.dtype not in (torch.bfloat16, torch.float16):
         return False
-    groups, size, per_byte = coded.scales.shape[1], coded.group_size, FORMATS[coded.kind].columns_per_byte
     return (
-        x.stride(1) == 1
-        and coded.table is None
-        and coded.factors is None
-        and coded.minima is None
-        and (per_byte == 1 or coded.half in (16, 32, 64))
-        and (groups == 1 or size in (32, 64) or size % 128 == 0)
+        (warpgroups_blocks.suits(coded) and x.dtype == torch.bfloat16 if coded.factors is not None else _reads(coded))
+        and x.stride(1) == 1
         and coded.codes.shape[1] % 16 == 0
         and coded.num_rows % 8 == 0
         and coded.codes.is_contiguous()
-        and coded.scales.is_contiguous()
-        and (coded.zeros is None or coded.zeros.is_contiguous())
         and x.stride(0) % 8 == 0
         and x.data_ptr() % 16 == coded.codes.data_ptr() % 16 == 0
+    )
+
+
+def _reads(coded: Coded) -> bool:
+    """Scales without factors."""
+    if coded.kind not in FORMATS:
+        return False
+    groups, size = coded.scales.shape[1], coded.group_size
+    return (
+        coded.table is None
+        and coded.minima is None
+        and (coded.kind != "int4" or coded.half in (16, 32, 64))
+        and (groups == 1 or size in (32, 64) or size % 128 == 0)
+        and coded.scales.is_contiguous()
+        and (coded.zeros is None or coded.zeros.is_contiguous())
     )
 
 
@@ -146,7 +156,7 @@ _ASSEMBLIES = gl.constexpr(
 def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Tiling | None = None) -> torch.Tensor:
     """x [M, I], its columns as the matrix has them, to [M, O]."""
     (num_rows, size_in), size_out, device = x.shape, coded.num_rows, x.device
-    groups, per_byte = coded.scales.shape[1], FORMATS[coded.kind].columns_per_byte
+    groups, per_byte = coded.scales.shape[1], 8 // BITS[coded.kind][0]
     shape = shape or tiling(num_rows)
     assert shape.num_stages <= 4
     out, rows = x.new_empty(num_rows, size_out), shape.rows
@@ -158,19 +168,28 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     num_shared = num_tiles % most
     sharers = shape.sharers or num_sharers(num_shared, units, most)
     parts = torch.empty(2 * sharers * OUTS * rows, dtype=torch.float32, device=device)
-    more = _BIAS.get((coded.kind, name), 0)
-    zero = more + FORMATS[coded.kind].middle
-    form = (coded.kind, name, coded.zeros is not None or zero != 0, groups > 1)
+    codes = _described(coded.codes, [OUTS, 64], gl.uint8)
+    high = codes if coded.high is None else _described(coded.high, [OUTS, 16 * BITS[coded.kind][1]], gl.uint8)
+    if coded.factors is None:
+        more = _BIAS.get((coded.kind, name), 0)
+        zero = more + FORMATS[coded.kind].middle
+        form = _FORMS.index((coded.kind, name, coded.zeros is not None or zero != 0, groups > 1))
+        scales, zeros = coded.scales, coded.codes if coded.zeros is None else coded.zeros
+        group, packed = coded.group_size if groups > 1 else _WHOLE, groups % 4 == 0 and coded.scales.itemsize == 2
+    else:
+        more, zero, form, packed, group = 0, 0, 0, False, warpgroups_blocks.GROUP
+        scales, zeros = warpgroups_blocks.pointers(coded)
+        groups = scales.shape[1] // 2
+    halves = 2 if coded.high is not None and rows == 128 else 1  # else there is no room for three stages
     early = pdl(device)
     _warpgroups_kernel[(most if num_tiles >= most else sharers,)](
-        _described(x, [rows, 64], number), _described(coded.codes, [OUTS, 64], gl.uint8),
-        _described(out, [rows, OUTS], number),
-        coded.scales, coded.codes if coded.zeros is None else coded.zeros, out if bias is None else bias, parts,
+        _described(x, [rows, 64], number), codes, high, _described(out, [rows // halves, OUTS], number),
+        scales, zeros, out if bias is None else bias, parts,
         counters(device), num_tiles - num_shared, num_shared, sharers, num_row_tiles, units, size_out, groups,
         int(bias is not None),
-        GROUP=coded.group_size if groups > 1 else _WHOLE, SCALED=groups > 1, PER_BYTE=per_byte, HALF=coded.half,
-        FORM=_FORMS.index(form), ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more,
-        PACKED=groups % 4 == 0 and coded.scales.itemsize == 2,
+        GROUP=group, SCALED=group < _WHOLE, PER_BYTE=per_byte, HALF=coded.half,
+        FORM=form, ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more, PACKED=packed,
+        FACTORED=coded.factors is not None, MINIMA=coded.minima is not None, HIGH=BITS[coded.kind][1],
         OUTS=OUTS, ROWS=rows, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
     )  # fmt: skip
     return out
@@ -257,9 +276,14 @@ def _tell_free(stage):
 
 
 @gluon.jit
-def _load_codes(codes_desc, codes, ready, stage, out_tile, unit, there, OUTS: gl.constexpr):
+def _load_codes(
+    codes_desc, high_desc, codes, high, ready, stage, out_tile, unit, there, OUTS: gl.constexpr, HIGH: gl.constexpr
+):  # fmt: skip
     place = [out_tile * OUTS, unit * 64]
     tma.async_copy_global_to_shared(codes_desc, place, ready.index(stage), codes.index(stage), there)
+    if HIGH:
+        place = [out_tile * OUTS, unit * (16 * HIGH)]
+        tma.async_copy_global_to_shared(high_desc, place, ready.index(stage), high.index(stage), there)
 
 
 @gluon.jit
@@ -272,13 +296,16 @@ def _load_rows(x_desc, xs, ready, stage, row_tile, unit, there, ROWS: gl.constex
 @gluon.jit
 def _load_scales(
     scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, there,
-    GROUP: gl.constexpr, COLUMNS: gl.constexpr, ZEROS: gl.constexpr, PACKED: gl.constexpr, OUTS: gl.constexpr,
+    GROUP: gl.constexpr, COLUMNS: gl.constexpr, ZEROS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
+    OUTS: gl.constexpr,
 ):  # fmt: skip
     """Of the block of four groups that a unit is in the scales, and the zeros: four tensors [OUTS], or PACKED, one."""
     outs = out_tile * OUTS + gl.arange(0, OUTS, gl.BlockedLayout([1], [32], [2], [0]))
     block = unit // (4 * GROUP // COLUMNS)
     mask = there & (outs < size_out)
-    if PACKED:
+    if FACTORED:
+        scales, zeros = load_steps(scales_ptr, zeros_ptr, outs, num_groups, unit // 2, mask)
+    elif PACKED:
         places = outs * (num_groups // 4) + block
         scales = (gl.load(scales_ptr.to(gl.pointer_type(gl.int64), bitcast=True) + places, mask=mask, other=0),)
         zeros = scales
@@ -360,14 +387,17 @@ def _await_products(total, operands, NUM_AFTER: gl.constexpr):
 
 @gluon.jit
 def _add_chunk(
-    total, before, codes, xs, scales, at,
+    total, before, codes, high, xs, scales, at,
     BYTE: gl.constexpr, COLUMN: gl.constexpr, CHUNK: gl.constexpr, WEIGHTS: gl.constexpr, HALF: gl.constexpr,
-    FORM: gl.constexpr, PER_BYTE: gl.constexpr, dtype: gl.constexpr,
+    FORM: gl.constexpr, PER_BYTE: gl.constexpr, FACTORED: gl.constexpr, HIGH: gl.constexpr, dtype: gl.constexpr,
 ):  # fmt: skip
     """Begins the product of some bytes of a step, and waits for the first of those begun before, whose operands are
     `before`."""
-    held = codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS)
-    numbers = _numbers(held, scales[COLUMN * len(scales) // (64 * PER_BYTE)], FORM, PER_BYTE, dtype)
+    scale = scales[COLUMN * len(scales) // (64 * PER_BYTE)]
+    if FACTORED:
+        numbers = block_numbers(codes.index(at), high.index(at), scale, BYTE, HIGH, WEIGHTS)
+    else:
+        numbers = _numbers(codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS), scale, FORM, PER_BYTE, dtype)
     total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE)
     if PER_BYTE == 2:
         total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE)
@@ -391,10 +421,10 @@ def _part(parts_ptr, sharer, tile, num_shared, sharers, units, OUTS: gl.constexp
 
 @gluon.jit
 def _multiply_tiles(
-    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, held, result, num_shared, sharers, first,
-    num_steps, work, size_out, has_bias,
+    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held, result, num_shared, sharers,
+    first, num_steps, work, size_out, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
-    OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+    FACTORED: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """What warpgroups do."""
     dtype: gl.constexpr = x_desc.dtype
@@ -402,18 +432,21 @@ def _multiply_tiles(
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     COLUMNS: gl.constexpr = 64 * PER_BYTE
     PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
-    BLOCK: gl.constexpr = 4 * GROUP // COLUMNS
-    CHUNK: gl.constexpr = HALF if PER_BYTE == 2 and HALF < 32 else 32
-    DEPTH: gl.constexpr = 1 if ROWS == 128 else 2  # products on their way, by what registers hold
+    HELD: gl.constexpr = held.shape[0] // 2
+    BLOCK: gl.constexpr = HELD * GROUP // COLUMNS
+    # Chunks on their way, by what registers hold: fewer than a step has, for each is decoded into registers of its own.
+    DEPTH: gl.constexpr = 1 if ROWS == 128 else 2
+    CHUNK: gl.constexpr = 16 if DEPTH == 2 or (PER_BYTE == 2 and HALF == 16) else 32
+    HALVES: gl.constexpr = ROWS // result.shape[0]  # of a tile's results, one after the other
     program, _num_programs, num_whole, _first_shared, _num_row_tiles, units = work
     step, index = 0, 0
-    at, last, block = 0, STAGES - 1, 4
+    at, last, block = 0, STAGES - 1, HELD
     while step < num_steps:
         out_tile, row_tile, unit = _begin(work, index)
         first_out = out_tile * OUTS
         first_step = step
         last_step = gl.minimum(step + (units - unit), num_steps)
-        block ^= 4  # of scales
+        block ^= HELD  # of scales
         total = gl.zeros([OUTS, ROWS], gl.float32, SUMS)
         nothing = gl.zeros([OUTS, CHUNK], dtype, WEIGHTS)
         none = (nothing, nothing) if PER_BYTE == 2 else (nothing,)
@@ -428,13 +461,13 @@ def _multiply_tiles(
                 scales += (held.index(slot + part).load(gl.SliceLayout(1, WEIGHTS)),)
             for chunk in gl.static_range(64 // CHUNK):
                 total, before = _add_chunk(
-                    total, before, codes, xs, scales, at, chunk * CHUNK,
+                    total, before, codes, high, xs, scales, at, chunk * CHUNK,
                     chunk * CHUNK // HALF * (2 * HALF) + chunk * CHUNK % HALF if PER_BYTE == 2 else chunk * CHUNK,
-                    CHUNK, WEIGHTS, HALF, FORM, PER_BYTE, dtype,
+                    CHUNK, WEIGHTS, HALF, FORM, PER_BYTE, FACTORED, HIGH, dtype,
                 )  # fmt: skip
                 if chunk == DEPTH - 1 and step > 1:  # what the step before had
                     _tell_free(last)
-            block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ 4, block)
+            block = gl.where((unit % BLOCK == 0) & (step < last_step), block ^ HELD, block)
             last = at
             at = gl.where(at == STAGES - 1, 0, at + 1)
         sums = total
@@ -469,29 +502,33 @@ def _multiply_tiles(
                 sums *= gl.load(scales_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
             if has_bias:
                 sums += gl.load(bias_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
-            tma.store_wait(0)
-            _barrier()
-            result.permute([1, 0]).store(sums.to(dtype))
-            fence_async_shared()
-            _barrier()
-            tma.async_copy_shared_to_global(out_desc, [row_tile * ROWS, first_out], result)
+            parts = (sums,) if HALVES == 1 else gl.split(gl.permute(gl.reshape(sums, [OUTS, 2, ROWS // 2]), [0, 2, 1]))
+            for half in gl.static_range(HALVES):
+                tma.store_wait(0)
+                _barrier()
+                result.permute([1, 0]).store(parts[half].to(dtype))
+                fence_async_shared()
+                _barrier()
+                place = [row_tile * ROWS + half * (ROWS // HALVES), first_out]
+                tma.async_copy_shared_to_global(out_desc, place, result)
         index += 1
     tma.store_wait(0)
 
 
 @gluon.jit
 def _copy_tiles(
-    x_desc, codes_desc, xs, codes, ready, num_steps, work,
-    PER_BYTE: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+    x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work,
+    PER_BYTE: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
     PDL: gl.constexpr,
 ):  # fmt: skip
     """What a warp does meanwhile: it asks for what comes next."""
+    BYTES: gl.constexpr = OUTS * (64 + 16 * HIGH) + ROWS * PER_BYTE * 128
     out_tile, row_tile, unit = _begin(work, 0)
     ahead = (0, out_tile, row_tile, unit)
     for stage in gl.static_range(STAGES):
         there = stage < num_steps
-        mbarrier.expect(ready.index(stage), OUTS * 64 + ROWS * PER_BYTE * 128, there)
-        _load_codes(codes_desc, codes, ready, stage, ahead[1], ahead[3], there, OUTS)
+        mbarrier.expect(ready.index(stage), BYTES, there)
+        _load_codes(codes_desc, high_desc, codes, high, ready, stage, ahead[1], ahead[3], there, OUTS, HIGH)
         ahead = _next(work, ahead)
     if PDL:
         gdc_wait()
@@ -507,8 +544,8 @@ def _copy_tiles(
         if step > 0:
             _await_free(last)
             there = step + STAGES - 1 < num_steps
-            mbarrier.expect(ready.index(last), OUTS * 64 + ROWS * PER_BYTE * 128, there)
-            _load_codes(codes_desc, codes, ready, last, ahead[1], ahead[3], there, OUTS)
+            mbarrier.expect(ready.index(last), BYTES, there)
+            _load_codes(codes_desc, high_desc, codes, high, ready, last, ahead[1], ahead[3], there, OUTS, HIGH)
             _load_rows(x_desc, xs, ready, last, ahead[2], ahead[3], there, ROWS, PER_BYTE)
             ahead = _next(work, ahead)
         last = at
@@ -520,29 +557,33 @@ def _copy_tiles(
 def _scale_tiles(
     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups,
     GROUP: gl.constexpr, PER_BYTE: gl.constexpr, ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr,
-    PACKED: gl.constexpr, OUTS: gl.constexpr, STAGES: gl.constexpr,
+    PACKED: gl.constexpr, FACTORED: gl.constexpr, MINIMA: gl.constexpr, OUTS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """What two warps do: scales are small and far apart, and so take as long to come as anything. Those of four groups
     come at once, while the four before are used."""
     dtype: gl.constexpr = x_desc.dtype
     COLUMNS: gl.constexpr = 64 * PER_BYTE
-    BLOCK: gl.constexpr = 4 * GROUP // COLUMNS  # units
+    BLOCK: gl.constexpr = held.shape[0] // 2 * GROUP // COLUMNS  # units
     out_tile, row_tile, unit = _begin(work, 0)
     where = (0, out_tile, row_tile, unit)
     scales, zeros = _load_scales(
-        scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, num_steps > 0, GROUP, COLUMNS, ZEROS, PACKED, OUTS
-    )
+        scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, num_steps > 0,
+        GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS,
+    )  # fmt: skip
     at, last, block, index = 0, STAGES - 1, 0, -1
     for step in range(num_steps):
         if where[3] % BLOCK == 0 or where[0] != index:
-            _store_scales(held, block, scales_ptr, scales, zeros, ZEROS, ZERO, CODE_BIAS, PACKED, dtype)
+            if FACTORED:
+                store_steps(held, block, scales, zeros, MINIMA)
+            else:
+                _store_scales(held, block, scales_ptr, scales, zeros, ZEROS, ZERO, CODE_BIAS, PACKED, dtype)
             block += 1
             end = gl.minimum((where[3] // BLOCK + 1) * BLOCK, work[5])
             there = step + (end - where[3]) < num_steps
             _index, next_tile, _row_tile, next_unit = _next(work, (where[0], where[1], where[2], end - 1))
             scales, zeros = _load_scales(
-                scales_ptr, zeros_ptr, size_out, num_groups, next_tile, next_unit, there, GROUP, COLUMNS, ZEROS, PACKED,
-                OUTS,
+                scales_ptr, zeros_ptr, size_out, num_groups, next_tile, next_unit, there,
+                GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS,
             )  # fmt: skip
         _tell_step(at)
         if step > 0:
@@ -560,17 +601,21 @@ _COUNTS = [
 
 @gluon.jit(do_not_specialize=_COUNTS)
 def _warpgroups_kernel(
-    x_desc, codes_desc, out_desc, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
+    x_desc, codes_desc, high_desc, out_desc, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
     num_whole_tiles, num_shared, sharers, num_row_tiles, units, size_out, num_groups, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
-    ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, OUTS: gl.constexpr,
-    ROWS: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
+    ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
+    MINIMA: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+    PDL: gl.constexpr,
 ):  # fmt: skip
     """A tile is [OUTS, ROWS]; a step has 64 bytes of each row of weights."""
     xs = gl.allocate_shared_memory(x_desc.dtype, [PER_BYTE * STAGES, ROWS, 64], x_desc.layout)
     codes = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, 64], codes_desc.layout)
-    held = gl.allocate_shared_memory(gl.int32, [8, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    result = gl.allocate_shared_memory(x_desc.dtype, [ROWS, OUTS], out_desc.layout)
+    high = codes
+    if HIGH:
+        high = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, 16 * HIGH], high_desc.layout)
+    held = gl.allocate_shared_memory(gl.int32, [16 if FACTORED else 8, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    result = gl.allocate_shared_memory(x_desc.dtype, out_desc.block_shape, out_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
@@ -587,20 +632,23 @@ def _warpgroups_kernel(
             (
                 _multiply_tiles,
                 (
-                    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, held, result, num_shared,
-                    sharers, first, num_steps, work, size_out, has_bias, GROUP, SCALED, PER_BYTE, HALF, FORM, OUTS,
-                    ROWS, STAGES,
+                    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held, result,
+                    num_shared, sharers, first, num_steps, work, size_out, has_bias, GROUP, SCALED, PER_BYTE, HALF,
+                    FORM, FACTORED, HIGH, OUTS, ROWS, STAGES,
                 ),
             ),
             (
                 _copy_tiles,
-                (x_desc, codes_desc, xs, codes, ready, num_steps, work, PER_BYTE, OUTS, ROWS, STAGES, PDL),
+                (
+                    x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work, PER_BYTE, HIGH, OUTS, ROWS,
+                    STAGES, PDL,
+                ),
             ),
             (
                 _scale_tiles,
                 (
                     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups, GROUP, PER_BYTE,
-                    ZEROS, ZERO, CODE_BIAS, PACKED, OUTS, STAGES,
+                    ZEROS, ZERO, CODE_BIAS, PACKED, FACTORED, MINIMA, OUTS, STAGES,
                 ),
             ),
         ],

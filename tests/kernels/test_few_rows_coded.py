@@ -158,6 +158,20 @@ def test_through_a_ring(group_size: int, zeros: bool, dtype: torch.dtype, num_ro
 @pytest.mark.gpu
 @needs_ring
 @pytest.mark.parametrize("num_rows", [3, 16])
+def test_many_tiles_through_a_ring(num_rows: int) -> None:
+    """Programs with whole rows of weights, and with three blocks of them, of which the last has fewer."""
+    coded, x = made("int4", 2304, 1536, 128, zeros=True), randn(num_rows, 1536)
+    residual, norm = randn(num_rows, 2304), norm_weight(2304)
+    flow = few_rows.add(x, coded, None, residual, RMSNorm(norm, EPS))
+    close(flow.residual, x.float() @ exact(coded).T + residual.float())
+    normed = reference.rms_norm(flow.residual.float(), norm.float(), EPS)
+    wide = made("int4", 25664, 2304, 128, zeros=True)
+    close(few_rows.gated(flow, wide, None, "silu"), reference.gated(normed @ exact(wide).T, "silu"))
+
+
+@pytest.mark.gpu
+@needs_ring
+@pytest.mark.parametrize("num_rows", [3, 16])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_rotation_through_a_ring(head_dim: int, num_rows: int) -> None:
     residual, norm = randn(num_rows, 1024), norm_weight(1024)

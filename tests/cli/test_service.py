@@ -182,7 +182,7 @@ def test_files_for_their_owner_are_handed_over_by_systemd(ingle: Run, machine: M
     assert f"--config={config} --api-key-file={keys}\n" in own and "LoadCredential" not in own
 
 
-def test_certificates_are_handed_over_too(ingle: Run, machine: Machine) -> None:
+def test_certificates_are_handed_over_too(ingle: Run, machine: Machine, healthy: None) -> None:
     files = Path(__file__).parents[1] / "server" / "tls"
     flags = ("--ssl-certfile", str(files / "server.pem"), "--ssl-keyfile", str(files / "encrypted.key"))
     code, out, _ = _install(ingle, machine, *flags, "--ssl-keyfile-password", "open-sesame", "--admin-api-key", "r-Qx7")
@@ -197,7 +197,7 @@ def test_certificates_are_handed_over_too(ingle: Run, machine: Machine) -> None:
     assert 'INGLE_SSL_KEYFILE_PASSWORD="open-sesame"' in lines and 'INGLE_ADMIN_API_KEY="r-Qx7"' in lines
 
 
-def test_a_key_that_the_service_has_already_lets_it_be_reached(ingle: Run, machine: Machine) -> None:
+def test_a_key_that_the_service_has_already_lets_it_be_reached(ingle: Run, machine: Machine, healthy: None) -> None:
     code, _, err = _install(ingle, machine, "--host", "0.0.0.0", "--api-key", "sk-Qx7")
     assert code == 0, err
     code, _, err = _install(ingle, machine, "--host", "0.0.0.0", "--max-model-len", "1k")  # as an upgrade is

@@ -26,7 +26,7 @@ from tests.kernels.test_warpgroups import blocks
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CASES: list[tuple[CodedKind, int, bool, int]] = [
     ("int4", 128, True, 256), ("int4", 128, False, 32), ("int4", 32, False, 64), ("int8", 128, True, 256),
-    ("fp8", 1280, False, 64), ("int4", 128, True, 64), ("int8", 128, False, 32),
+    ("fp8", 1280, False, 64), ("int4", 128, True, 64), ("int8", 128, False, 32), ("int4", 128, True, 128),
 ]  # fmt: skip
 """Kind, group size, whether groups have zeros, rows."""
 BLOCKS = [("Q4_K", 256), ("Q4_K", 64), ("Q4_K", 32), ("Q6_K", 256), ("Q6_K", 64), ("Q6_K", 32)]

@@ -46,7 +46,8 @@ def test_products(case: tuple[CodedKind, int, int, int, bool], dtype: torch.dtyp
         x = torch.randn(num_rows, size_in, device=DEVICE).to(dtype)
         assert warpgroups.suits(x, coded)
         exact = exact_product(x, coded)
-        for shape in (warpgroups.Tiling(64, 3), warpgroups.Tiling(128, 3)):
+        shapes = warpgroups.Tiling(32, 4), warpgroups.Tiling(64, 3), warpgroups.Tiling(128, 3)
+        for shape in (*shapes, *([warpgroups.Tiling(256, 4, 128, 32)] if kind == "int4" else [])):
             close(warpgroups.multiply(x, coded, None, shape), exact, dtype)
         first = warpgroups.multiply(x, coded, bias)
         close(first, exact + bias.double(), dtype)
@@ -164,7 +165,7 @@ def test_what_is_not_right_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: 
     x, coded = torch.randn(40, 256, device=DEVICE).half(), made("int4", 16, 256, 128)
     right, asked = multiply_coded(x, coded, None), []
 
-    def wrong(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    def wrong(x: torch.Tensor, coded: Coded, *_rest: object) -> torch.Tensor:
         asked.append(len(x))
         return x.new_zeros(len(x), coded.num_rows)
 
@@ -179,7 +180,7 @@ def test_what_is_not_right_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: 
     for _ in range(2):
         assert torch.equal(multiply_coded(x, coded, None), right)
     assert asked == [40] and caplog.text.count("are off by 1.000") == 1
-    monkeypatch.setattr(warpgroups, "multiply", lambda x, coded, bias: 1.01 * exact_product(x, coded).to(x.dtype))
+    monkeypatch.setattr(warpgroups, "multiply", lambda x, coded, *_: 1.01 * exact_product(x, coded).to(x.dtype))
     monkeypatch.setattr(warpgroups, "_right", {})
     assert not torch.equal(multiply_coded(x, coded, None), right), "near enough"
 
@@ -188,7 +189,7 @@ def test_what_is_not_right_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: 
 def test_tiles_are_shared_out(num_shared: int, units: int) -> None:
     """No program has units of three tiles: it has room for what two leave."""
     sharers = warpgroups.num_sharers(num_shared, units, 132)
-    assert num_shared <= sharers <= 132
+    assert num_shared <= sharers <= min(132, num_shared * min(units, 8))
     starts = [program * num_shared * units // sharers for program in range(sharers + 1)]
     assert all((end - 1) // units - start // units <= 1 for start, end in pairwise(starts))
 
@@ -201,4 +202,4 @@ def test_compiled_for_hopper() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("waits") == 20
+    assert done.stdout.count("waits") == 22

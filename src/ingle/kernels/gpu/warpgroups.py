@@ -3,7 +3,8 @@
 Weights are the tensor cores' operand in registers, and what those multiply meanwhile is another part of the tile: Gluon
 says when to wait. A program has two warpgroups that multiply, a warp that has codes and rows copied into the SM's
 memory, and two that bring scales. It goes from tile to tile; tiles that would leave programs without any are shared
-out, columns of a tile to several programs, whose last to arrive adds up, in order.
+out, columns of a tile to several programs. Each of those adds up as much of the sums as it multiplied, in order, once
+all have left theirs: all programs run side by side, so waiting for one another ends.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ _BIAS = {("int4", "bf16"): 128, ("int4", "f16"): 1024, ("int8", "bf16"): -128, (
 """What those are more than the code."""
 _WHOLE = 1 << 20
 """Columns of a group that has all of a row's."""
-OUTS = 256
-"""Rows of weights of a tile; a warpgroup has half of them."""
 _MOST_ROWS, _MOST_ROWS_OF_WIDE, _WIDE = 256, 1024, 1 << 14
 """Rows up to which this is faster than decoding first: of any matrix, and of those with so many rows of weights."""
+_MOST_ROWS_BY_256 = 2048
+"""As much, of what is decoded once for 256 rows."""
+_MOST_SHARERS = 8
+"""Of a tile of 128 rows of weights, that each has 16 of them to add up."""
 _MOST_OFF = 0.02
 """Of the norm, that what is right may be off what decoding first gives: bfloat16 rounds 0.3 % of either away."""
 
@@ -69,13 +72,18 @@ class Tiling(NamedTuple):
     """Of inputs."""
     num_stages: int
     """Four at most: each has three barriers by their numbers, of which there are 16."""
+    outs: int = 256
+    """Rows of weights; a warpgroup has half of them."""
+    num_bytes: int = 64
+    """Of a row of weights, that a step takes."""
     sharers: int | None = None
     """Programs that share out tiles; None for what `num_sharers` finds best."""
 
 
 def is_fastest(x: torch.Tensor, coded: Coded) -> bool:
     """Whether it takes them, and nothing else is faster."""
-    return len(x) <= (_MOST_ROWS_OF_WIDE if coded.num_rows >= _WIDE else _MOST_ROWS) and suits(x, coded)
+    most = _MOST_ROWS_OF_WIDE if coded.num_rows >= _WIDE else _MOST_ROWS
+    return len(x) <= (_MOST_ROWS_BY_256 if _takes_256(coded) else most) and suits(x, coded)
 
 
 _Product = Callable[[torch.Tensor, Coded, torch.Tensor | None], torch.Tensor]
@@ -89,15 +97,16 @@ def is_right(x: torch.Tensor, coded: Coded, otherwise: _Product) -> bool:
     such a product is first asked for, which is before a CUDA graph is captured, for there nothing can be compared.
     """
     matrix = coded.num_rows, coded.num_columns, coded.group_size, coded.half, coded.scales.dtype, coded.zeros is None
-    key = x.device, x.dtype, tiling(len(x)), coded.kind, coded.span, *matrix
+    shape = tiling(len(x), coded)
+    key = x.device, x.dtype, shape, coded.kind, coded.span, *matrix
     if key not in _right:
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
-        shape = min(len(x), 2 * tiling(len(x)).rows), coded.num_columns
+        size = min(len(x), 2 * shape.rows), coded.num_columns
         seeded = torch.Generator(x.device).manual_seed(0)
-        rows = torch.randn(shape, generator=seeded, device=x.device).to(x.dtype)
+        rows = torch.randn(size, generator=seeded, device=x.device).to(x.dtype)
         right = otherwise(rows, coded, None).float()
-        off = float((multiply(rows, coded, None).float() - right).norm() / right.norm())
+        off = float((multiply(rows, coded, None, shape).float() - right).norm() / right.norm())
         _right[key] = off < _MOST_OFF
         if not _right[key]:
             message = "%s products of %d rows by Hopper's warpgroups are off by %.3f with Triton %s: others are used"
@@ -157,19 +166,21 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     """x [M, I], its columns as the matrix has them, to [M, O]."""
     (num_rows, size_in), size_out, device = x.shape, coded.num_rows, x.device
     groups, per_byte = coded.scales.shape[1], 8 // BITS[coded.kind][0]
-    shape = shape or tiling(num_rows)
+    shape = shape or tiling(num_rows, coded)
     assert shape.num_stages <= 4
-    out, rows = x.new_empty(num_rows, size_out), shape.rows
+    out, rows, outs, num_bytes = x.new_empty(num_rows, size_out), shape.rows, shape.outs, shape.num_bytes
     name, number = ("bf16", gl.bfloat16) if x.dtype == torch.bfloat16 else ("f16", gl.float16)
-    units = triton.cdiv(size_in, 64 * per_byte)
+    units = triton.cdiv(size_in, num_bytes * per_byte)
     num_row_tiles = triton.cdiv(num_rows, rows)
-    num_tiles = num_row_tiles * triton.cdiv(size_out, OUTS)
+    num_tiles = num_row_tiles * triton.cdiv(size_out, outs)
     most = num_sms(device)
     num_shared = num_tiles % most
-    sharers = shape.sharers or num_sharers(num_shared, units, most)
-    parts = torch.empty(2 * sharers * OUTS * rows, dtype=torch.float32, device=device)
-    codes = _described(coded.codes, [OUTS, 64], gl.uint8)
-    high = codes if coded.high is None else _described(coded.high, [OUTS, 16 * BITS[coded.kind][1]], gl.uint8)
+    sharers = shape.sharers or num_sharers(num_shared, units, most, num_bytes)
+    parts = torch.empty(2 * sharers * outs * rows, dtype=torch.float32, device=device)
+    codes = _described(coded.codes, [outs, num_bytes], gl.uint8)
+    high = codes
+    if coded.high is not None:
+        high = _described(coded.high, [outs, num_bytes // 4 * BITS[coded.kind][1]], gl.uint8)
     if coded.factors is None:
         more = _BIAS.get((coded.kind, name), 0)
         zero = more + FORMATS[coded.kind].middle
@@ -183,33 +194,42 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
     halves = 2 if coded.high is not None and rows == 128 else 1  # else there is no room for three stages
     early = pdl(device)
     _warpgroups_kernel[(most if num_tiles >= most else sharers,)](
-        _described(x, [rows, 64], number), codes, high, _described(out, [rows // halves, OUTS], number),
+        _described(x, [rows, num_bytes], number), codes, high, _described(out, [rows // halves, outs], number), out,
         scales, zeros, out if bias is None else bias, parts,
-        counters(device), num_tiles - num_shared, num_shared, sharers, num_row_tiles, units, size_out, groups,
-        int(bias is not None),
+        counters(device), num_tiles - num_shared, num_shared, sharers, num_row_tiles, units, num_rows, size_out,
+        groups, int(bias is not None),
         GROUP=group, SCALED=group < _WHOLE, PER_BYTE=per_byte, HALF=coded.half,
         FORM=form, ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more, PACKED=packed,
         FACTORED=coded.factors is not None, MINIMA=coded.minima is not None, HIGH=BITS[coded.kind][1],
-        OUTS=OUTS, ROWS=rows, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
+        OUTS=outs, ROWS=rows, BYTES=num_bytes, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
     )  # fmt: skip
     return out
 
 
-def tiling(num_rows: int) -> Tiling:
+def _takes_256(coded: Coded) -> bool:
+    return coded.kind == "int4" and coded.factors is None
+
+
+def tiling(num_rows: int, coded: Coded) -> Tiling:
+    """Of 256 rows, for which weights are decoded once, where the last tile is more than half full."""
+    if _takes_256(coded) and (num_rows - 1) % 256 >= 128:
+        return Tiling(256, 4, 128, 32)
     if num_rows > 64:
         return Tiling(128, 3)
     return Tiling(64, 4) if num_rows > 32 else Tiling(32, 4)
 
 
-def num_sharers(num_shared: int, units: int, most: int) -> int:
-    """Programs that share out tiles, so that the last ends earliest: what splits leave has to be added up."""
+def num_sharers(num_shared: int, units: int, most: int, num_bytes: int = 64) -> int:
+    """Programs that share out tiles, so that the last ends earliest: what splits leave has to be added up, which takes
+    as long as some units of so many bytes do."""
     if num_shared == 0:
         return 1
 
     def cost(sharers: int) -> float:
-        splits = -(-sharers // num_shared) + (sharers % num_shared != 0)
-        return -(-num_shared * units // sharers) + (0 if splits == 1 else 2 + 2 * splits)
+        added = 0 if sharers == num_shared else 7 if sharers % num_shared == 0 else 10
+        return -(-num_shared * units // sharers) + added * 64 // num_bytes
 
+    most = min(most, num_shared * min(units, _MOST_SHARERS))
     several = [splits * num_shared for splits in range(1, most // num_shared + 1)]
     return min((*several, most), key=cost)
 
@@ -276,20 +296,46 @@ def _tell_free(stage):
 
 
 @gluon.jit
+def _tell_parts(arrived_ptr, most):
+    """Counts a program, up to `most`; the one after that leaves zero."""
+    gl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .b32 t; mov.u32 t, %tid.x; setp.eq.u32 p, t, 0; "
+        "@p red.release.gpu.global.inc.u32 [$1], $2; mov.u32 $0, 0; }",
+        "=r,l,r", [arrived_ptr, most], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _await_parts(arrived_ptr, count):
+    gl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .b32 t; more: ld.acquire.gpu.global.b32 t, [$1]; setp.lt.u32 p, t, $2; @p bra more; "
+        "mov.u32 $0, 0; }",
+        "=r,l,r", [arrived_ptr, count], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
 def _load_codes(
-    codes_desc, high_desc, codes, high, ready, stage, out_tile, unit, there, OUTS: gl.constexpr, HIGH: gl.constexpr
+    codes_desc, high_desc, codes, high, ready, stage, out_tile, unit, there,
+    OUTS: gl.constexpr, BYTES: gl.constexpr, HIGH: gl.constexpr,
 ):  # fmt: skip
-    place = [out_tile * OUTS, unit * 64]
+    place = [out_tile * OUTS, unit * BYTES]
     tma.async_copy_global_to_shared(codes_desc, place, ready.index(stage), codes.index(stage), there)
     if HIGH:
-        place = [out_tile * OUTS, unit * (16 * HIGH)]
+        place = [out_tile * OUTS, unit * (BYTES // 4 * HIGH)]
         tma.async_copy_global_to_shared(high_desc, place, ready.index(stage), high.index(stage), there)
 
 
 @gluon.jit
-def _load_rows(x_desc, xs, ready, stage, row_tile, unit, there, ROWS: gl.constexpr, PER_BYTE: gl.constexpr):
+def _load_rows(
+    x_desc, xs, ready, stage, row_tile, unit, there,
+    ROWS: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, BYTES: gl.constexpr,
+):  # fmt: skip
     for half in gl.static_range(PER_BYTE):
-        place = [row_tile * ROWS, (unit * PER_BYTE + half) * 64]
+        column = (unit * PER_BYTE + half) * BYTES
+        if PER_BYTE == 2 and HALF > BYTES:
+            column = unit * BYTES // HALF * (2 * HALF) + unit * BYTES % HALF + half * HALF
+        place = [row_tile * ROWS, column]
         tma.async_copy_global_to_shared(x_desc, place, ready.index(stage), xs.index(stage * PER_BYTE + half), there)
 
 
@@ -370,8 +416,10 @@ def _numbers(codes, held, FORM: gl.constexpr, PER_BYTE: gl.constexpr, dtype: gl.
 
 
 @gluon.jit
-def _multiply(total, numbers, xs, at, COLUMN: gl.constexpr, CHUNK: gl.constexpr, PER_BYTE: gl.constexpr):
-    x = xs.index(PER_BYTE * at + COLUMN // 64).slice(COLUMN % 64, CHUNK, 1)
+def _multiply(
+    total, numbers, xs, at, COLUMN: gl.constexpr, CHUNK: gl.constexpr, PER_BYTE: gl.constexpr, BYTES: gl.constexpr
+):
+    x = xs.index(PER_BYTE * at + COLUMN // BYTES).slice(COLUMN % BYTES, CHUNK, 1)
     return warpgroup_mma(numbers, x.permute([1, 0]), total, is_async=True)
 
 
@@ -389,56 +437,117 @@ def _await_products(total, operands, NUM_AFTER: gl.constexpr):
 def _add_chunk(
     total, before, codes, high, xs, scales, at,
     BYTE: gl.constexpr, COLUMN: gl.constexpr, CHUNK: gl.constexpr, WEIGHTS: gl.constexpr, HALF: gl.constexpr,
-    FORM: gl.constexpr, PER_BYTE: gl.constexpr, FACTORED: gl.constexpr, HIGH: gl.constexpr, dtype: gl.constexpr,
+    FORM: gl.constexpr, PER_BYTE: gl.constexpr, BYTES: gl.constexpr, FACTORED: gl.constexpr, HIGH: gl.constexpr,
+    dtype: gl.constexpr,
 ):  # fmt: skip
     """Begins the product of some bytes of a step, and waits for the first of those begun before, whose operands are
     `before`."""
-    scale = scales[COLUMN * len(scales) // (64 * PER_BYTE)]
+    scale = scales[COLUMN * len(scales) // (BYTES * PER_BYTE)]
     if FACTORED:
         numbers = block_numbers(codes.index(at), high.index(at), scale, BYTE, HIGH, WEIGHTS)
     else:
         numbers = _numbers(codes.index(at).slice(BYTE, CHUNK, 1).load(WEIGHTS), scale, FORM, PER_BYTE, dtype)
-    total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE)
+    total = _multiply(total, numbers[0], xs, at, COLUMN, CHUNK, PER_BYTE, BYTES)
     if PER_BYTE == 2:
-        total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE)
+        total = _multiply(total, numbers[1], xs, at, COLUMN + HALF, CHUNK, PER_BYTE, BYTES)
     total = _await_products(total, before[0], len(before) * PER_BYTE)
     return total, (before[1], numbers) if len(before) == 2 else (numbers,)
 
 
 @gluon.jit
-def _flat(sums, ROWS: gl.constexpr):
+def _flat(sums, OUTS: gl.constexpr, ROWS: gl.constexpr):
     """A tile's sums so that a thread has four neighbours, and neighbouring threads the next ones."""
-    apart = gl.permute(gl.reshape(sums, [2, 8, 2, 8, ROWS // 8, 4, 2]), [0, 1, 4, 3, 5, 2, 6])
-    return gl.reshape(apart, [256 * ROWS])
+    apart = gl.permute(gl.reshape(sums, [OUTS // 128, 8, 2, 8, ROWS // 8, 4, 2]), [0, 1, 4, 3, 5, 2, 6])
+    return gl.reshape(apart, [OUTS * ROWS])
 
 
 @gluon.jit
-def _part(parts_ptr, sharer, tile, num_shared, sharers, units, OUTS: gl.constexpr, ROWS: gl.constexpr):
-    """Where a program leaves what it has of a tile: it has a share of two at most."""
-    is_second = (sharer * num_shared * units // sharers < tile * units).to(gl.int64)
-    return parts_ptr + (2 * sharer + is_second) * (OUTS * ROWS)
+def _part(parts_ptr, sharer, first, OUTS: gl.constexpr, ROWS: gl.constexpr):
+    """Where a program leaves what it has of a tile, whose first sharer is `first`: it has the end of one tile and the
+    beginning of another at most."""
+    return parts_ptr + (2 * sharer + (sharer == first)).to(gl.int64) * (OUTS * ROWS)
+
+
+@gluon.jit
+def _sharers_of(tile, num_shared, sharers, units):
+    """The first and the last one, of what has so many units."""
+    first = ((tile * units + 1) * sharers - 1) // (num_shared * units)
+    return first, ((tile + 1) * units * sharers - 1) // (num_shared * units)
+
+
+@gluon.jit
+def _add_parts(
+    out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, program, num_whole_tiles, num_shared, sharers, num_row_tiles,
+    units, num_rows, size_out, has_bias,
+    SCALED: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr,
+):  # fmt: skip
+    """A program's share, by pieces of 16 rows of weights, which `_flat` has one after another: a quarter of a tile at
+    once, of four sharers."""
+    PIECES: gl.constexpr = OUTS // 16
+    SIZE: gl.constexpr = OUTS * ROWS // 4
+    LAYOUT: gl.constexpr = gl.BlockedLayout([4], [32], [8], [0])
+    index = gl.arange(0, SIZE, LAYOUT)
+    piece = program * PIECES * num_shared // sharers
+    end = (program + 1) * PIECES * num_shared // sharers
+    while piece < end:
+        tile = piece // PIECES
+        first, last = _sharers_of(tile, num_shared, sharers, units)
+        end_in_tile = gl.minimum(end, (tile + 1) * PIECES)
+        if first < last:
+            _await_parts(arrived_ptr + tile, last - first + 1)
+            _barrier()  # all have waited
+            first_adder, last_adder = _sharers_of(tile, num_shared, sharers, PIECES)
+            _tell_parts(arrived_ptr + tile, last - first + 1 + last_adder - first_adder)
+            while piece < end_in_tile:
+                within = piece % PIECES * (16 * ROWS) + index
+                mask = index < (end_in_tile - piece) * (16 * ROWS)
+                sums = gl.zeros([SIZE], gl.float32, LAYOUT)
+                for sharer in range(first, last + 1, 4):
+                    held = ()
+                    for each in gl.static_range(4):
+                        part = _part(parts_ptr, sharer + each, first, OUTS, ROWS) + within
+                        there = mask & (sharer + each <= last)
+                        held += (gl.load(part, mask=there, other=0, cache_modifier=".cg"),)
+                    for each in gl.static_range(4):
+                        sums += held[each]
+                out = within // (16 * ROWS) * 16 + index // 2 % 2 * 8 + index // 16 % 8
+                out += (num_whole_tiles + tile) // num_row_tiles * OUTS
+                row = index % (16 * ROWS) // 128 * 8 + index // 4 % 4 * 2 + index % 2
+                row += (num_whole_tiles + tile) % num_row_tiles * ROWS
+                mask &= out < size_out
+                if not SCALED:
+                    sums *= gl.load(scales_ptr + out, mask=mask, other=0).to(gl.float32)
+                if has_bias:
+                    sums += gl.load(bias_ptr + out, mask=mask, other=0).to(gl.float32)
+                place = out_ptr + row.to(gl.int64) * size_out + out
+                gl.store(place, sums.to(out_ptr.dtype.element_ty), mask=mask & (row < num_rows))
+                piece += PIECES // 4
+        piece = end_in_tile
 
 
 @gluon.jit
 def _multiply_tiles(
-    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held, result, num_shared, sharers,
-    first, num_steps, work, size_out, has_bias,
+    x_desc, out_desc, out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held, result, num_shared,
+    sharers, first, num_steps, work, num_rows, size_out, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
-    FACTORED: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
+    FACTORED: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """What warpgroups do."""
     dtype: gl.constexpr = x_desc.dtype
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[8, 1], instr_shape=[16, ROWS, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
-    COLUMNS: gl.constexpr = 64 * PER_BYTE
+    COLUMNS: gl.constexpr = BYTES * PER_BYTE
     PARTS: gl.constexpr = COLUMNS // GROUP if GROUP < COLUMNS else 1
     HELD: gl.constexpr = held.shape[0] // 2
     BLOCK: gl.constexpr = HELD * GROUP // COLUMNS
+    NEAR: gl.constexpr = HALF if HALF < BYTES else BYTES  # how far in a step the numbers of a byte are apart
     # Chunks on their way, by what registers hold: fewer than a step has, for each is decoded into registers of its own.
-    DEPTH: gl.constexpr = 1 if ROWS == 128 else 2
-    CHUNK: gl.constexpr = 16 if DEPTH == 2 or (PER_BYTE == 2 and HALF == 16) else 32
+    SMALL: gl.constexpr = PER_BYTE == 2 and HALF == 16
+    DEPTH: gl.constexpr = 2 if SMALL and ROWS < 128 else 1
+    CHUNK: gl.constexpr = 16 if SMALL or BYTES == 32 else 32
     HALVES: gl.constexpr = ROWS // result.shape[0]  # of a tile's results, one after the other
-    program, _num_programs, num_whole, _first_shared, _num_row_tiles, units = work
+    program, num_programs, num_whole, _first_shared, num_row_tiles, units = work
     step, index = 0, 0
     at, last, block = 0, STAGES - 1, HELD
     while step < num_steps:
@@ -459,11 +568,11 @@ def _multiply_tiles(
             scales = ()
             for part in gl.static_range(PARTS):
                 scales += (held.index(slot + part).load(gl.SliceLayout(1, WEIGHTS)),)
-            for chunk in gl.static_range(64 // CHUNK):
+            for chunk in gl.static_range(BYTES // CHUNK):
                 total, before = _add_chunk(
                     total, before, codes, high, xs, scales, at, chunk * CHUNK,
-                    chunk * CHUNK // HALF * (2 * HALF) + chunk * CHUNK % HALF if PER_BYTE == 2 else chunk * CHUNK,
-                    CHUNK, WEIGHTS, HALF, FORM, PER_BYTE, FACTORED, HIGH, dtype,
+                    chunk * CHUNK // NEAR * (2 * NEAR) + chunk * CHUNK % NEAR if PER_BYTE == 2 else chunk * CHUNK,
+                    CHUNK, WEIGHTS, NEAR, FORM, PER_BYTE, BYTES, FACTORED, HIGH, dtype,
                 )  # fmt: skip
                 if chunk == DEPTH - 1 and step > 1:  # what the step before had
                     _tell_free(last)
@@ -473,30 +582,16 @@ def _multiply_tiles(
         sums = total
         for each in gl.static_range(DEPTH):
             sums = _await_products(sums, before[each], 0)
-        done = True
         if last_step - first_step < units:
-            flat = _flat(sums, ROWS)
+            flat = _flat(sums, OUTS, ROWS)
             within = gl.arange(0, OUTS * ROWS, flat.type.layout)
             tile = (first + (first_step - num_whole * units)) // units
-            first_sharer = ((tile * units + 1) * sharers - 1) // (num_shared * units)
-            last_sharer = ((tile + 1) * units * sharers - 1) // (num_shared * units)
-            gl.store(_part(parts_ptr, program, tile, num_shared, sharers, units, OUTS, ROWS) + within, flat)
+            first_sharer, last_sharer = _sharers_of(tile, num_shared, sharers, units)
+            gl.store(_part(parts_ptr, program, first_sharer, OUTS, ROWS) + within, flat)
             _barrier()  # all stores come before the arrival
-            done = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == last_sharer - first_sharer
-            if done:
-                gl.store(arrived_ptr + tile, 0)
-                if last_sharer == first_sharer + 1:  # of two any order gives the same sum
-                    other = first_sharer + last_sharer - program
-                    part = _part(parts_ptr, other, tile, num_shared, sharers, units, OUTS, ROWS)
-                    flat += gl.load(part + within, cache_modifier=".cg")
-                else:
-                    flat = gl.zeros_like(flat)
-                    for sharer in range(first_sharer, last_sharer + 1):
-                        part = _part(parts_ptr, sharer, tile, num_shared, sharers, units, OUTS, ROWS)
-                        flat += gl.load(part + within, cache_modifier=".cg")
-                apart = gl.permute(gl.reshape(flat, [2, 8, ROWS // 8, 8, 4, 2, 2]), [0, 1, 5, 3, 2, 4, 6])
-                sums = gl.convert_layout(gl.reshape(apart, [OUTS, ROWS]), SUMS)
-        if done:
+            first_adder, last_adder = _sharers_of(tile, num_shared, sharers, OUTS // 16)
+            _tell_parts(arrived_ptr + tile, last_sharer - first_sharer + 1 + last_adder - first_adder)
+        else:
             outs = first_out + gl.arange(0, OUTS, gl.SliceLayout(1, SUMS))
             if not SCALED:
                 sums *= gl.load(scales_ptr + outs, mask=outs < size_out, other=0).to(gl.float32)[:, None]
@@ -512,30 +607,37 @@ def _multiply_tiles(
                 place = [row_tile * ROWS + half * (ROWS // HALVES), first_out]
                 tma.async_copy_shared_to_global(out_desc, place, result)
         index += 1
+    if program < sharers:
+        num_whole_tiles = num_whole * num_programs
+        _add_parts(
+            out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, program, num_whole_tiles, num_shared, sharers,
+            num_row_tiles, units, num_rows, size_out, has_bias, SCALED, OUTS, ROWS,
+        )  # fmt: skip
     tma.store_wait(0)
 
 
 @gluon.jit
 def _copy_tiles(
     x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work,
-    PER_BYTE: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
-    PDL: gl.constexpr,
+    PER_BYTE: gl.constexpr, HALF: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr,
+    BYTES: gl.constexpr, STAGES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """What a warp does meanwhile: it asks for what comes next."""
-    BYTES: gl.constexpr = OUTS * (64 + 16 * HIGH) + ROWS * PER_BYTE * 128
+    SIZE: gl.constexpr = (OUTS + OUTS // 4 * HIGH + 2 * ROWS * PER_BYTE) * BYTES  # of a stage, in bytes
     out_tile, row_tile, unit = _begin(work, 0)
     ahead = (0, out_tile, row_tile, unit)
     for stage in gl.static_range(STAGES):
         there = stage < num_steps
-        mbarrier.expect(ready.index(stage), BYTES, there)
-        _load_codes(codes_desc, high_desc, codes, high, ready, stage, ahead[1], ahead[3], there, OUTS, HIGH)
+        mbarrier.expect(ready.index(stage), SIZE, there)
+        _load_codes(codes_desc, high_desc, codes, high, ready, stage, ahead[1], ahead[3], there, OUTS, BYTES, HIGH)
         ahead = _next(work, ahead)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     ahead = (0, out_tile, row_tile, unit)
     for stage in gl.static_range(STAGES):
-        _load_rows(x_desc, xs, ready, stage, ahead[2], ahead[3], stage < num_steps, ROWS, PER_BYTE)
+        there = stage < num_steps
+        _load_rows(x_desc, xs, ready, stage, ahead[2], ahead[3], there, ROWS, PER_BYTE, HALF, BYTES)
         ahead = _next(work, ahead)
     at, phase, last = 0, 0, STAGES - 1
     for step in range(num_steps):
@@ -544,9 +646,9 @@ def _copy_tiles(
         if step > 0:
             _await_free(last)
             there = step + STAGES - 1 < num_steps
-            mbarrier.expect(ready.index(last), BYTES, there)
-            _load_codes(codes_desc, high_desc, codes, high, ready, last, ahead[1], ahead[3], there, OUTS, HIGH)
-            _load_rows(x_desc, xs, ready, last, ahead[2], ahead[3], there, ROWS, PER_BYTE)
+            mbarrier.expect(ready.index(last), SIZE, there)
+            _load_codes(codes_desc, high_desc, codes, high, ready, last, ahead[1], ahead[3], there, OUTS, BYTES, HIGH)
+            _load_rows(x_desc, xs, ready, last, ahead[2], ahead[3], there, ROWS, PER_BYTE, HALF, BYTES)
             ahead = _next(work, ahead)
         last = at
         at = gl.where(at == STAGES - 1, 0, at + 1)
@@ -557,12 +659,13 @@ def _copy_tiles(
 def _scale_tiles(
     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups,
     GROUP: gl.constexpr, PER_BYTE: gl.constexpr, ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr,
-    PACKED: gl.constexpr, FACTORED: gl.constexpr, MINIMA: gl.constexpr, OUTS: gl.constexpr, STAGES: gl.constexpr,
+    PACKED: gl.constexpr, FACTORED: gl.constexpr, MINIMA: gl.constexpr, OUTS: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """What two warps do: scales are small and far apart, and so take as long to come as anything. Those of four groups
     come at once, while the four before are used."""
     dtype: gl.constexpr = x_desc.dtype
-    COLUMNS: gl.constexpr = 64 * PER_BYTE
+    COLUMNS: gl.constexpr = BYTES * PER_BYTE
     BLOCK: gl.constexpr = held.shape[0] // 2 * GROUP // COLUMNS  # units
     out_tile, row_tile, unit = _begin(work, 0)
     where = (0, out_tile, row_tile, unit)
@@ -595,25 +698,26 @@ def _scale_tiles(
 
 
 _COUNTS = [
-    "num_whole_tiles", "num_shared", "sharers", "num_row_tiles", "units", "size_out", "num_groups", "has_bias",
+    "num_whole_tiles", "num_shared", "sharers", "num_row_tiles", "units", "num_rows", "size_out", "num_groups",
+    "has_bias",
 ]  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=_COUNTS)
 def _warpgroups_kernel(
-    x_desc, codes_desc, high_desc, out_desc, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
-    num_whole_tiles, num_shared, sharers, num_row_tiles, units, size_out, num_groups, has_bias,
+    x_desc, codes_desc, high_desc, out_desc, out_ptr, scales_ptr, zeros_ptr, bias_ptr, parts_ptr, arrived_ptr,
+    num_whole_tiles, num_shared, sharers, num_row_tiles, units, num_rows, size_out, num_groups, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
     ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
-    MINIMA: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
-    PDL: gl.constexpr,
+    MINIMA: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr,
+    STAGES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """A tile is [OUTS, ROWS]; a step has 64 bytes of each row of weights."""
-    xs = gl.allocate_shared_memory(x_desc.dtype, [PER_BYTE * STAGES, ROWS, 64], x_desc.layout)
-    codes = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, 64], codes_desc.layout)
+    """A tile is [OUTS, ROWS]; a step has BYTES of each row of weights."""
+    xs = gl.allocate_shared_memory(x_desc.dtype, [PER_BYTE * STAGES, ROWS, BYTES], x_desc.layout)
+    codes = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, BYTES], codes_desc.layout)
     high = codes
     if HIGH:
-        high = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, 16 * HIGH], high_desc.layout)
+        high = gl.allocate_shared_memory(gl.uint8, [STAGES, OUTS, BYTES // 4 * HIGH], high_desc.layout)
     held = gl.allocate_shared_memory(gl.int32, [16 if FACTORED else 8, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     result = gl.allocate_shared_memory(x_desc.dtype, out_desc.block_shape, out_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -632,23 +736,23 @@ def _warpgroups_kernel(
             (
                 _multiply_tiles,
                 (
-                    x_desc, out_desc, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held, result,
-                    num_shared, sharers, first, num_steps, work, size_out, has_bias, GROUP, SCALED, PER_BYTE, HALF,
-                    FORM, FACTORED, HIGH, OUTS, ROWS, STAGES,
+                    x_desc, out_desc, out_ptr, scales_ptr, bias_ptr, parts_ptr, arrived_ptr, xs, codes, high, held,
+                    result, num_shared, sharers, first, num_steps, work, num_rows, size_out, has_bias, GROUP, SCALED,
+                    PER_BYTE, HALF, FORM, FACTORED, HIGH, OUTS, ROWS, BYTES, STAGES,
                 ),
             ),
             (
                 _copy_tiles,
                 (
-                    x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work, PER_BYTE, HIGH, OUTS, ROWS,
-                    STAGES, PDL,
+                    x_desc, codes_desc, high_desc, xs, codes, high, ready, num_steps, work, PER_BYTE, HALF, HIGH, OUTS,
+                    ROWS, BYTES, STAGES, PDL,
                 ),
             ),
             (
                 _scale_tiles,
                 (
                     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups, GROUP, PER_BYTE,
-                    ZEROS, ZERO, CODE_BIAS, PACKED, FACTORED, MINIMA, OUTS, STAGES,
+                    ZEROS, ZERO, CODE_BIAS, PACKED, FACTORED, MINIMA, OUTS, BYTES, STAGES,
                 ),
             ),
         ],

@@ -131,25 +131,16 @@ def test_both_types(kind: str, dtype: torch.dtype, num_rows: int) -> None:
     close(few_rows.gated(flow, wide, None, "silu"), reference.gated(normed @ exact(wide).T, "silu"))
 
 
-@pytest.fixture(params=[False, True], ids=["as it is", "untried"])
-def ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the kernel for Hopper does also what it has not been told to."""
-    from ingle.kernels.gpu import few_rows_ring
-
-    if not has_warpgroups(DEVICE):
-        pytest.skip("needs a Hopper card")
-    monkeypatch.setattr(few_rows_ring, "UNTRIED", request.param)
-    return bool(request.param)
+needs_ring = pytest.mark.skipif(not has_warpgroups(DEVICE), reason="needs a Hopper card")
 
 
 @pytest.mark.gpu
+@needs_ring
 @pytest.mark.parametrize("num_rows", [2, 8, 9, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("group_size", "zeros"), [(128, True), (128, False), (256, True), (1024, False)], ids=str)
-def test_through_a_ring(ring: bool, group_size: int, zeros: bool, dtype: torch.dtype, num_rows: int) -> None:
+def test_through_a_ring(group_size: int, zeros: bool, dtype: torch.dtype, num_rows: int) -> None:
     """Several tiles, with all of a layer's ends."""
-    if not ring and (group_size != 128 or dtype == torch.float16):
-        pytest.skip("as others")
     coded = made("int4", 512, 1024, group_size, zeros=zeros)
     x, bias = torch.randn(num_rows, 1024, device=DEVICE).to(dtype), torch.randn(512, device=DEVICE).to(dtype)
     assert few_rows._ring(x, coded, PLAIN) is not None
@@ -165,9 +156,24 @@ def test_through_a_ring(ring: bool, group_size: int, zeros: bool, dtype: torch.d
 
 
 @pytest.mark.gpu
+@needs_ring
+@pytest.mark.parametrize("num_rows", [3, 16])
+def test_many_tiles_through_a_ring(num_rows: int) -> None:
+    """Programs with whole rows of weights, and with three blocks of them, of which the last has fewer."""
+    coded, x = made("int4", 2304, 1536, 128, zeros=True), randn(num_rows, 1536)
+    residual, norm = randn(num_rows, 2304), norm_weight(2304)
+    flow = few_rows.add(x, coded, None, residual, RMSNorm(norm, EPS))
+    close(flow.residual, x.float() @ exact(coded).T + residual.float())
+    normed = reference.rms_norm(flow.residual.float(), norm.float(), EPS)
+    wide = made("int4", 25664, 2304, 128, zeros=True)
+    close(few_rows.gated(flow, wide, None, "silu"), reference.gated(normed @ exact(wide).T, "silu"))
+
+
+@pytest.mark.gpu
+@needs_ring
 @pytest.mark.parametrize("num_rows", [3, 16])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_rotation_through_a_ring(ring: bool, head_dim: int, num_rows: int) -> None:
+def test_rotation_through_a_ring(head_dim: int, num_rows: int) -> None:
     residual, norm = randn(num_rows, 1024), norm_weight(1024)
     wide = residual.float()
     flow = Flow(

@@ -31,6 +31,8 @@ _ALIGNMENT = 16
 _LEAST_UNITS = 2
 _MOST_UNITS = 32
 """Iterations of a program, at least: its beginning and its end take longer than one; and at most."""
+_WHOLE = 0.9
+"""Of all programs, that have to share tiles evenly, so that the others are not worth it."""
 
 _BELOW = gl.constexpr(2.0**-30)
 """Numbers are by so much smaller, for a code's bits alone are a float below the lowest exponent, 2 ** 133 too small."""
@@ -228,25 +230,36 @@ def _numbers(words, high, pairs, factor, minimum_factor, BLOCK: gl.constexpr, UP
 
 
 @gluon.jit
+def _first_out(tile, R: gl.constexpr, EPILOGUE: gl.constexpr, HALF: gl.constexpr):
+    out = tile * R
+    if EPILOGUE == 1:
+        out = out // HALF * 2 * HALF + out % HALF
+    return out
+
+
+@gluon.jit
 def _factors(
-    factors_ptr, first_out, first_unit,
-    OUTS: gl.constexpr, R: gl.constexpr, APART: gl.constexpr, UNITS: gl.constexpr, HELD: gl.constexpr,
+    factors_ptr, first,
+    OUTS: gl.constexpr, R: gl.constexpr, APART: gl.constexpr, UNITS: gl.constexpr, TILES: gl.constexpr,
+    HELD: gl.constexpr, EPILOGUE: gl.constexpr, HALF: gl.constexpr,
 ):  # fmt: skip
-    """[HELD, OUTS]: a unit's factor, in 16 bits, and above them the minima's where there is one."""
+    """[HELD, OUTS]: of units from `first` on the factor, in 16 bits, and above them the minima's where there is one."""
     layout: gl.constexpr = gl.BlockedLayout([1, 4 if HELD > 2 else 1], [32, 1], [gl.num_warps(), 1], [1, 0])
     of_tile = gl.arange(0, OUTS, layout=gl.SliceLayout(1, layout))
-    outs = first_out + of_tile % R + of_tile // R * APART
-    unit = first_unit + gl.arange(0, HELD, layout=gl.SliceLayout(0, layout))[None, :]
-    return gl.permute(gl.load(factors_ptr + outs[:, None] * UNITS + unit, mask=unit < UNITS, other=0), [1, 0])
+    step = first + gl.arange(0, HELD, layout=gl.SliceLayout(0, layout))
+    outs = _first_out(step // UNITS, R, EPILOGUE, HALF)[None, :] + (of_tile % R + of_tile // R * APART)[:, None]
+    places = factors_ptr + outs * UNITS + (step % UNITS)[None, :]
+    return gl.permute(gl.load(places, mask=(step < TILES * UNITS)[None, :], other=0), [1, 0])
 
 
 @gluon.jit
 def _load(
-    codes_desc, high_desc, steps_desc, codes, high, steps, arrived, unit, first_out, there,
-    R: gl.constexpr, HALVES: gl.constexpr, UPPER_BITS: gl.constexpr,
+    codes_desc, high_desc, steps_desc, codes, high, steps, arrived, step, there,
+    UNITS: gl.constexpr, R: gl.constexpr, HALVES: gl.constexpr, UPPER_BITS: gl.constexpr, EPILOGUE: gl.constexpr,
+    HALF: gl.constexpr,
 ):  # fmt: skip
     """Asks for a unit of a tile's weights."""
-    at = [unit, 0, first_out, 0]
+    at = [step % UNITS, 0, _first_out(step // UNITS, R, EPILOGUE, HALF), 0]
     place = codes._reinterpret(gl.int32, [1, HALVES, R, 32], codes_desc.layout)
     tma.async_copy_global_to_shared(codes_desc, at, arrived, place, pred=there)
     if UPPER_BITS:
@@ -262,15 +275,17 @@ def _few_rows_blocks_kernel(
     values_ptr, squares_ptr, parts_ptr, arrived_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
     num_rows, num_squares, eps, v_offset, page_stride, token_stride, head_stride, first_head,
     IN: gl.constexpr, OUT: gl.constexpr, ROWS: gl.constexpr, WARPS: gl.constexpr, OUTS: gl.constexpr,
-    HALVES: gl.constexpr, APART: gl.constexpr, STAGES: gl.constexpr, SPLITS: gl.constexpr,
+    HALVES: gl.constexpr, APART: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr, SHARERS: gl.constexpr,
     EPILOGUE: gl.constexpr, NORMED: gl.constexpr, BIASED: gl.constexpr, SQUARED: gl.constexpr, SQUARES: gl.constexpr,
     HALF: gl.constexpr, NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, PAGE_SIZE: gl.constexpr,
     UPPER_BITS: gl.constexpr, HELD: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """A tile has OUTS rows of weights: neighbours, or those of two HALVES that are APART. A unit is 256 columns, of
-    which STAGES are in the ring."""
+    """A tile has OUTS rows of weights: neighbours, or those of two HALVES that are APART. A unit is 256 columns of it,
+    of which STAGES are in the ring. All tiles' units, one after the other, are shared out to PROGRAMS evenly; where
+    these are not as many as tiles, up to SHARERS have units of the same."""
     R: gl.constexpr = OUTS // HALVES
     UNITS: gl.constexpr = IN // 256
+    TILES: gl.constexpr = OUT // OUTS
     BYTES: gl.constexpr = OUTS * (144 + 32 * UPPER_BITS) + ROWS * 512
     layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1], [16, 8])
     numbers_layout: gl.constexpr = gl.DotOperandLayout(0, layout, 2)
@@ -278,12 +293,9 @@ def _few_rows_blocks_kernel(
     steps_layout: gl.constexpr = _words_layout(OUTS, WARPS, 1)
     of_outs: gl.constexpr = gl.SliceLayout(1, layout)
 
-    tile, split = gl.program_id(0) // SPLITS, gl.program_id(0) % SPLITS
-    first_unit = UNITS * split // SPLITS
-    num_units = UNITS * (split + 1) // SPLITS - first_unit
-    first_out = tile * R
-    if EPILOGUE == 1:
-        first_out = first_out // HALF * 2 * HALF + first_out % HALF
+    program = gl.program_id(0)
+    first = _first_step(program, UNITS, TILES, PROGRAMS)
+    num_steps = _first_step(program + 1, UNITS, TILES, PROGRAMS) - first
     codes = gl.allocate_shared_memory(gl.int32, [STAGES, OUTS, 32], gl.NVMMASharedLayout(128, 32, 2))
     if UPPER_BITS:
         HIGH: gl.constexpr = gl.NVMMASharedLayout(32 * UPPER_BITS, 32, 2)
@@ -297,13 +309,13 @@ def _few_rows_blocks_kernel(
         mbarrier.init(arrived.index(stage), count=1)
     fence_async_shared()
     for stage in gl.static_range(STAGES):
-        there = stage < num_units
+        there = stage < num_steps
         mbarrier.expect(arrived.index(stage), BYTES, pred=there)
         _load(
             codes_desc, high_desc, steps_desc, codes.index(stage), high.index(stage), steps.index(stage),
-            arrived.index(stage), first_unit + stage, first_out, there, R, HALVES, UPPER_BITS,
+            arrived.index(stage), first + stage, there, UNITS, R, HALVES, UPPER_BITS, EPILOGUE, HALF,
         )  # fmt: skip
-    held = _factors(factors_ptr, first_out, first_unit, OUTS, R, APART, UNITS, HELD)
+    held = _factors(factors_ptr, first, OUTS, R, APART, UNITS, TILES, HELD, EPILOGUE, HALF)
     factors = gl.allocate_shared_memory(held.dtype, [HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     factors.store(held)
     factors = factors._reinterpret(held.dtype, [HELD, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -311,8 +323,8 @@ def _few_rows_blocks_kernel(
         await_previous()
     for stage in gl.static_range(STAGES):
         place = xs.index(stage)._reinterpret(gl.bfloat16, [1, 4, ROWS, 4, 16], x_desc.layout)
-        at = [first_unit + stage, 0, 0, 0, 0]
-        tma.async_copy_global_to_shared(x_desc, at, arrived.index(stage), place, pred=stage < num_units)
+        at = [(first + stage) % UNITS, 0, 0, 0, 0]
+        tma.async_copy_global_to_shared(x_desc, at, arrived.index(stage), place, pred=stage < num_steps)
 
     if NORMED:
         of_squares: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [WARPS, 1], [1, 0])
@@ -320,10 +332,12 @@ def _few_rows_blocks_kernel(
         piece = gl.arange(0, SQUARES, layout=gl.SliceLayout(0, of_squares))[None, :]
         scale_of_rows = row_scales(squares_in_ptr, row, piece, num_rows, num_squares, eps, IN)
         scale_of_rows = gl.convert_layout(scale_of_rows, gl.SliceLayout(0, layout))[None, :]
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, layout))[None, :]
+    within = gl.arange(0, OUTS, layout=of_outs)[:, None] * ROWS + rows
 
     total = gl.zeros([OUTS, ROWS], gl.float32, layout)
     stage, phase = 0, 0
-    for index in range(num_units):
+    for index in range(num_steps):
         mbarrier.wait(arrived.index(stage), phase)
         factor = factors.index(index).load(gl.SliceLayout(1, steps_layout))
         minimum_factor = factor
@@ -342,57 +356,91 @@ def _few_rows_blocks_kernel(
             )
             total = mma_v2(numbers, _inputs(x, ROWS, inputs_layout), total)
         # What was read makes room.
-        later = index + STAGES
-        there = later < num_units
+        later = first + index + STAGES
+        there = index + STAGES < num_steps
         mbarrier.expect(arrived.index(stage), BYTES, pred=there)
         _load(
             codes_desc, high_desc, steps_desc, codes.index(stage), high.index(stage), steps.index(stage),
-            arrived.index(stage), first_unit + later, first_out, there, R, HALVES, UPPER_BITS,
+            arrived.index(stage), later, there, UNITS, R, HALVES, UPPER_BITS, EPILOGUE, HALF,
         )  # fmt: skip
         place = xs.index(stage)._reinterpret(gl.bfloat16, [1, 4, ROWS, 4, 16], x_desc.layout)
-        at = [first_unit + later, 0, 0, 0, 0]
-        tma.async_copy_global_to_shared(x_desc, at, arrived.index(stage), place, pred=there)
+        tma.async_copy_global_to_shared(x_desc, [later % UNITS, 0, 0, 0, 0], arrived.index(stage), place, pred=there)
         stage = gl.where(stage == STAGES - 1, 0, stage + 1)
         phase = gl.where(stage == 0, phase ^ 1, phase)
 
-    total *= 1 / _BELOW
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, layout))[None, :]
-    done = True
-    if SPLITS > 1:
-        of_tile = gl.arange(0, OUTS, layout=of_outs)
-        left = parts_ptr + tile.to(gl.int64) * (SPLITS * OUTS * ROWS) + of_tile[:, None] * ROWS + rows
-        gl.store(left + split * (OUTS * ROWS), total)
-        barrier(True)  # the whole program's stores come before its arrival
-        done = gl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
-        if done:
-            gl.store(arrived_ptr + tile, 0)
-            total = _joined(left, SPLITS, OUTS * ROWS)
-    if done:
-        if NORMED:
-            total *= scale_of_rows
-        first, other = total, total
-        if HALVES == 2:
-            first, other = gl.split(gl.permute(gl.reshape(total, [2, R, ROWS]), [1, 2, 0]))
-            first, other = gl.convert_layout(first, layout), gl.convert_layout(other, layout)
-        finish(
-            first, other, first_out, first_out + APART, first_head * HALF // R + tile, OUT // OUTS,
-            gl.arange(0, R, layout=of_outs)[:, None], rows, num_rows, bias_ptr, residual_ptr, norm_ptr,
-            out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
-            v_offset, page_stride, token_stride, head_stride,
-            OUT, R, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
-        )  # fmt: skip
+        tile, unit = (first + index) // UNITS, (first + index) % UNITS
+        if (unit == UNITS - 1) | (index == num_steps - 1):
+            begin = tile * UNITS
+            num_units = unit + 1 - gl.maximum(first - begin, 0)
+            done = num_units == UNITS
+            if SHARERS > 1:  # noqa: SIM102 - known when it is compiled
+                if num_units < UNITS:
+                    part = _part(program, begin, UNITS, TILES, PROGRAMS)
+                    gl.store(parts_ptr + part * (OUTS * ROWS) + within, total)
+                    barrier(True)  # the whole program's stores come before its arrival
+                    before = gl.atomic_add(arrived_ptr + tile, num_units, sem="acq_rel")
+                    done = before + num_units == UNITS
+                    if done:
+                        gl.store(arrived_ptr + tile, 0)
+                        total = _joined(parts_ptr, within, begin, OUTS * ROWS, UNITS, TILES, PROGRAMS, SHARERS)
+            if done:
+                total *= 1 / _BELOW
+                if NORMED:
+                    total *= scale_of_rows
+                one, other = total, total
+                if HALVES == 2:
+                    one, other = gl.split(gl.permute(gl.reshape(total, [2, R, ROWS]), [1, 2, 0]))
+                    one, other = gl.convert_layout(one, layout), gl.convert_layout(other, layout)
+                out = _first_out(tile, R, EPILOGUE, HALF)
+                finish(
+                    one, other, out, out + APART, first_head * HALF // R + tile, OUT // OUTS,
+                    gl.arange(0, R, layout=of_outs)[:, None], rows, num_rows, bias_ptr, residual_ptr, norm_ptr,
+                    out_ptr, values_ptr, squares_ptr, cos_sin_ptr, kv_ptr, kv_places_ptr,
+                    v_offset, page_stride, token_stride, head_stride,
+                    OUT, R, EPILOGUE, BIASED, SQUARED, HALF, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
+                )  # fmt: skip
+            total = gl.zeros([OUTS, ROWS], gl.float32, layout)
 
 
 @gluon.jit
-def _joined(place, SPLITS: gl.constexpr, SIZE: gl.constexpr):
+def _first_step(program, UNITS: gl.constexpr, TILES: gl.constexpr, PROGRAMS: gl.constexpr):
+    """The first of a program's steps, of all tiles' units."""
+    if TILES % PROGRAMS == 0:
+        return program * (TILES // PROGRAMS * UNITS)
+    return program * (TILES * UNITS) // PROGRAMS
+
+
+@gluon.jit
+def _part(program, begin, UNITS: gl.constexpr, TILES: gl.constexpr, PROGRAMS: gl.constexpr):
+    """Where a program leaves its sums of a tile that begins there: of its first one, or else of its last."""
+    return 2 * program + (_first_step(program, UNITS, TILES, PROGRAMS) < begin).to(gl.int32)
+
+
+@gluon.jit
+def _joined(
+    parts_ptr, within, begin, SIZE: gl.constexpr, UNITS: gl.constexpr, TILES: gl.constexpr, PROGRAMS: gl.constexpr,
+    SHARERS: gl.constexpr,
+):  # fmt: skip
     """The sum of what all programs of a tile left, in order, all asked for at once."""
-    left = (gl.load(place, cache_modifier=".cg"),)
-    for index in gl.static_range(1, SPLITS):
-        left += (gl.load(place + index * SIZE, cache_modifier=".cg"),)
+    program = ((begin + 1) * PROGRAMS - 1) // (TILES * UNITS)
+    left = (_left(parts_ptr, within, program, begin, SIZE, UNITS, TILES, PROGRAMS),)
+    for index in gl.static_range(1, SHARERS):
+        left += (_left(parts_ptr, within, program + index, begin, SIZE, UNITS, TILES, PROGRAMS),)
     total = left[0]
-    for index in gl.static_range(1, SPLITS):
+    for index in gl.static_range(1, SHARERS):
         total += left[index]
     return total
+
+
+@gluon.jit
+def _left(
+    parts_ptr, within, program, begin,
+    SIZE: gl.constexpr, UNITS: gl.constexpr, TILES: gl.constexpr, PROGRAMS: gl.constexpr,
+):  # fmt: skip
+    """What a program left of a tile that begins there: zeros where that has none of it."""
+    there = _first_step(program, UNITS, TILES, PROGRAMS) < begin + UNITS
+    place = parts_ptr + _part(program, begin, UNITS, TILES, PROGRAMS) * SIZE
+    return gl.load(place + within, mask=there, other=0.0, cache_modifier=".cg")
 
 
 class Tiling(NamedTuple):
@@ -400,8 +448,8 @@ class Tiling(NamedTuple):
 
     outs: int
     """Rows of weights that a program has, of both halves where there are such."""
-    num_splits: int
-    """Programs that share a tile's inputs."""
+    num_programs: int
+    """Among which all tiles' columns are shared out."""
     num_stages: int
     """Iterations whose weights are in the ring."""
     num_warps: int
@@ -443,40 +491,47 @@ class Tiling(NamedTuple):
             gl.NVMMASharedLayout(32, 16, 5),
         )  # fmt: skip
         codes = described(coded.codes)
-        num_tiles, num_splits, parts = size_out // self.outs, self.num_splits, x
-        if num_splits > 1:
-            parts = x.new_empty(num_tiles * num_splits * self.outs * rows, dtype=torch.float32)
+        num_tiles, num_programs, parts, sharers = size_out // self.outs, self.num_programs, x, 1
+        if num_tiles % num_programs:
+            sharers = triton.cdiv(units - 1, num_tiles * units // num_programs) + 1
+            parts = x.new_empty(2 * num_programs * self.outs * rows, dtype=torch.float32)
+        held = triton.next_power_of_2(triton.cdiv(num_tiles * units, num_programs))
         early, num_squares = pdl(device), 1 if squares_in is None else squares_in.shape[1]
         places = (x, x, x) if rotation is None else (rotation.cos_sin, rotation.kv_cache, rotation.kv_places)
-        _few_rows_blocks_kernel[(num_tiles * num_splits,)](
+        _few_rows_blocks_kernel[(num_programs,)](
             codes, codes if coded.high is None else described(coded.high), described(_steps(coded)), inputs,
             _factors_of(coded), _or(bias, x), _or(squares_in, x), _or(residual, x), x if norm is None else norm.weight,
             out, _or(values, x), _or(squares, x), parts, counters(device), *places,
             num_rows, num_squares, 0.0 if norm is None else norm.eps,
             *((0, 0, 0, 0) if rotation is None else rotation.kv_cache.stride()[:4]), first_head,
             IN=size_in, OUT=size_out, ROWS=rows, WARPS=self.num_warps, OUTS=self.outs, HALVES=halves, APART=apart,
-            STAGES=self.num_stages, SPLITS=num_splits, EPILOGUE=epilogue,
+            STAGES=self.num_stages, PROGRAMS=num_programs, SHARERS=sharers, EPILOGUE=epilogue,
             NORMED=squares_in is not None, BIASED=bias is not None, SQUARED=squares is not None,
             SQUARES=triton.next_power_of_2(num_squares), HALF=half,
             NUM_HEADS=0 if rotation is None else rotation.num_heads,
             NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
             PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
-            UPPER_BITS=BITS[coded.kind][1], HELD=triton.next_power_of_2(triton.cdiv(units, num_splits)), PDL=early,
+            UPPER_BITS=BITS[coded.kind][1], HELD=held, PDL=early,
             num_warps=self.num_warps, launch_pdl=early,
         )  # fmt: skip
 
 
 def tiling(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> Tiling | None:
-    """For a product that ends so, of heads with such halves; None where this kernel does not fit. Tiles are large where
-    there are many; few are shared out, so that there are three programs for each SM."""
+    """For a product that ends so, of heads with such halves; None where this kernel does not fit.
+
+    Programs are as many as run at once: three for each SM, or two where rows are long, whose ring is deeper. Each has
+    whole tiles where these are many, or shares one with as many others where that leaves few places free."""
     gated, num_units, sms = epilogue in (SILU, GELU), coded.num_columns // _UNIT, num_sms(x.device)
     if not fits(x, coded) or (epilogue == ROTATE and half % 32):
         return None
-    outs = 128 if gated or (epilogue == PLAIN and coded.num_rows >= 256 * sms) else 64
-    num_splits = min(3 * sms // (coded.num_rows // outs), num_units // _LEAST_UNITS)
-    num_splits = max(num_splits, triton.cdiv(num_units, _MOST_UNITS))
+    is_long, is_tall = epilogue == ADD and num_units > _MOST_UNITS, epilogue == PLAIN and coded.num_rows >= 256 * sms
+    outs, num_stages, most = 128 if gated or is_long or is_tall else 64, 3 if is_long else 2, (3 - is_long) * sms
+    num_tiles = coded.num_rows // outs
+    most = max(min(most, num_tiles * num_units // _LEAST_UNITS), triton.cdiv(num_tiles * num_units, _MOST_UNITS))
+    whole = num_tiles if num_tiles >= 2 * most else most - most % num_tiles
     # A warp has rows of both halves.
-    return Tiling(outs, num_splits, num_stages=2 if outs == 128 else 3, num_warps=2 if epilogue == ROTATE else 4)
+    num_warps = 2 if epilogue == ROTATE else 4
+    return Tiling(outs, whole if whole >= _WHOLE * most else most, num_stages, num_warps)
 
 
 def fits(x: torch.Tensor, coded: Coded) -> bool:

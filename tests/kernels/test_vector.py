@@ -103,6 +103,7 @@ def fp8(num_rows: int, size_in: int) -> Coded:
 @pytest.mark.parametrize("tiling", [None, Tiling(2, 512, 1 << 12, 2, True)], ids=["usual", "ahead"])
 def test_fp8(num_rows: int, size_in: int, tiling: Tiling | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(size_in)
+    monkeypatch.setattr(vector, "_hopper", lambda x, weight: None)
     if tiling is not None:
         monkeypatch.setattr(vector, "fp8_tiling", lambda *_, paired: tiling)
     rows, norm, normed = normed_rows(num_rows, size_in)
@@ -124,6 +125,7 @@ def test_fp8(num_rows: int, size_in: int, tiling: Tiling | None, monkeypatch: py
 def test_which_fp8_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     x, held = torch.zeros(2, 256, dtype=torch.bfloat16, device=DEVICE), fp8(8, 256)
     row = x[:1]
+    monkeypatch.setattr(vector, "_hopper", lambda x, weight: None)
     monkeypatch.setattr(vector, "multiplies_fp8", lambda device: True)
     assert vector.suits(row, held) and vector.suits(row.half(), held) and not vector.suits(row.float(), held)
     assert not vector.suits(x, held)
@@ -134,6 +136,7 @@ def test_which_fp8_suits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector, "FP8_ROWS", 0)
     assert not vector.suits(row, held)
     monkeypatch.undo()
+    monkeypatch.setattr(vector, "_hopper", lambda x, weight: None)
     monkeypatch.setattr(vector, "multiplies_fp8", lambda device: False)
     assert not vector.suits(row, held)
 

@@ -15,7 +15,7 @@ import torch
 from ingle.kernels.coded import Coded, CodedKind
 from ingle.kernels.gpu import coded as gpu_coded
 from ingle.kernels.gpu.coded import multiply_coded
-from ingle.kernels.gpu.device import counters
+from ingle.kernels.gpu.device import counters, gathers_programs
 from ingle.weights.gguf_coded import coded_of
 from ingle.weights.source import StoredRows
 from tests.kernels.fused import DEVICE
@@ -137,6 +137,13 @@ def test_more_tiles_than_programs() -> None:
     for num_rows in (100, 700):
         x = torch.randn(num_rows, 512, device=DEVICE).bfloat16()[:, 128:384]
         close(warpgroups.multiply(x, coded, None), exact_product(x, coded), torch.bfloat16)
+
+
+def test_beside_kernels_of_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not gathers_programs.__wrapped__()
+    (tmp_path / "control").touch()
+    assert gathers_programs.__wrapped__()
 
 
 def test_what_it_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

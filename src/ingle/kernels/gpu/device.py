@@ -11,6 +11,8 @@ need nothing of the kernel before need not (`BESIDE` in `attention.py`).
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
 import torch
 import triton
@@ -50,6 +52,13 @@ def has_warpgroups(device: torch.device) -> bool:
     if not triton.__version__.startswith(("3.6.", "3.7.")):
         return False
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@functools.cache
+def gathers_programs() -> bool:
+    """Whether kernels whose programs wait for each other have to say so, since another process's may run beside them,
+    by NVIDIA's MPS: each could have some of the SMs, and wait for more. Their start takes some microseconds longer."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control").exists()
 
 
 @functools.cache

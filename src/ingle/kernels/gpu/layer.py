@@ -104,8 +104,10 @@ def gated_mlp(
     post_norm: Norm | None = None,
 ) -> Flow:
     """As `ingle.kernels.reference.Composed.gated_mlp`."""
+    weight = _whole(gate_up)
     first, second = (fp8_layer.takes(flow.residual, each.weight) for each in (gate_up, down))
-    if first is not None and second is not None:
+    by_vector = weight is not None and vector.suits(flow.residual, weight)
+    if first is not None and second is not None and not by_vector:
         rows = fp8_layer.gated_rows(flow, first, gate_up.bias, activation, second)
         return fp8_layer.project_and_add(rows, second, down, flow, norm, post_norm)
     return project_and_add(project_gated(flow, gate_up, activation), down, flow, norm, post_norm)

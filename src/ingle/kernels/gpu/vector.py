@@ -10,6 +10,7 @@ Weights are of 16 bits, or FP8 with a scale for each row, which sums are multipl
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ import triton.language as tl
 
 from ingle.kernels.coded import Coded
 from ingle.kernels.flow import Norm, Rotation
-from ingle.kernels.gpu.device import await_previous, multiplies_fp8, pdl
+from ingle.kernels.gpu.device import await_previous, has_warpgroups, multiplies_fp8, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
 from ingle.kernels.gpu.inboxes import half_of, inbox_of, sendable
 from ingle.kernels.gpu.rotation import load_rotation, store_rotated
@@ -217,12 +218,21 @@ def suits(x: torch.Tensor, weight: Matrix) -> bool:
     if isinstance(weight, torch.Tensor):
         return x.dtype == weight.dtype and weight.shape[1] % _ALIGNMENT == 0 and weight.is_contiguous()
     held = (
-        x.shape[0] <= FP8_ROWS
+        (x.shape[0] <= FP8_ROWS or _hopper(x, weight) is not None)
         and weight.kind == "fp8"
         and weight.scales.shape[1] == 1
         and weight.num_columns % _FP8_ALIGNMENT == 0
     )
     return held and multiplies_fp8(x.device) and weight.codes.is_contiguous()
+
+
+def _hopper(x: torch.Tensor, weight: Matrix) -> ModuleType | None:
+    """`few_rows_fp8`, imported where it is used alone: what takes these, or None."""
+    if isinstance(weight, torch.Tensor) or weight.kind != "fp8" or not has_warpgroups(x.device):
+        return None
+    from ingle.kernels.gpu import few_rows_fp8
+
+    return few_rows_fp8 if few_rows_fp8.suits(x, weight) else None
 
 
 def add(x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
@@ -300,6 +310,10 @@ def _run(
     rotation: Rotation | None = None,
     peers: Peers | None = None,
 ) -> None:
+    hopper = _hopper(x, weight)
+    if hopper is not None and peers is None:
+        hopper.run(x, norm, weight, bias, epilogue, out, residual=residual, rotation=rotation)
+        return
     if isinstance(weight, torch.Tensor):
         numbers, scales = weight, x
     else:

@@ -30,7 +30,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ingle.kernels.coded import BITS, Coded
 from ingle.kernels.gpu import warpgroups_blocks
 from ingle.kernels.gpu.codes import FORMATS
-from ingle.kernels.gpu.device import counters, has_warpgroups, num_sms, pdl
+from ingle.kernels.gpu.device import counters, gathers_programs, has_warpgroups, num_sms, pdl
 from ingle.kernels.gpu.warpgroups_blocks import block_numbers, load_steps, store_steps
 
 # Two bytes are two numbers of 16 bits in a register, or four in two: of their lower halves, then of their upper ones.
@@ -202,6 +202,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
         FORM=form, ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more, PACKED=packed,
         FACTORED=coded.factors is not None, MINIMA=coded.minima is not None, HIGH=BITS[coded.kind][1],
         OUTS=outs, ROWS=rows, BYTES=num_bytes, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
+        launch_cooperative_grid=gathers_programs(),
     )  # fmt: skip
     return out
 

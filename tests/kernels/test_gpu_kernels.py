@@ -55,6 +55,16 @@ def test_locate(num_tokens: int, num_groups: int) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 130])
+def test_keep(num_tokens: int) -> None:
+    places = torch.randperm(5 * 90, device=DEVICE)[:num_tokens]
+    slots, positions, token_ids = places // 90, places % 90, torch.randint(50_000, (num_tokens,), device=DEVICE)
+    tables = [torch.zeros(5, 90, dtype=torch.int32, device=DEVICE) for _ in range(2)]
+    for k, table in zip((gpu, reference), tables, strict=True):
+        k.keep(token_ids, slots, positions, table)
+    assert torch.equal(*tables)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 96), (3, 1536)])
 def test_norms(rows: int, size: int, dtype: torch.dtype) -> None:

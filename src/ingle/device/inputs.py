@@ -23,6 +23,8 @@ class Layout:
     """R"""
     num_blocks: int
     """N, blocks of up to `query_block` prompt tokens of one sequence; 0 for a step of decodes only."""
+    most_keys: int = 0
+    """That a lone decoding sequence has; 0 for any number."""
 
     def sizes(self) -> list[int]:
         """Of the fields of `Inputs`, in order."""

@@ -81,6 +81,10 @@ class Kernels(Protocol):
         page_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
+    def keep(
+        self, token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor
+    ) -> None: ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor: ...
 
     def add_rms_norm(

@@ -81,6 +81,8 @@ class Batch:
     """Blocks of prompt tokens, `query_block` of them in each; in a captured step, at most so many."""
     chunks: list[Chunk]
     """Of the step, one a sequence; empty in a captured one."""
+    most_keys: int = 0
+    """That a lone decoding sequence has, where that is known of a captured step."""
     decode_work: dict[int | None, DecodeWork] = field(default_factory=dict)
     """By window: made by the first layer that has it, for all that do, of any group. Their caches are alike."""
     group: int = 0

@@ -38,6 +38,11 @@ def locate(
     return token_table[slots, positions].long(), pages * page_size + positions % page_size
 
 
+def keep(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor) -> None:
+    """Writes tokens, int64 [R], where `locate` finds them."""
+    token_table[slots, positions] = token_ids.int()
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension (https://arxiv.org/abs/1910.07467): [.., E] to x's type.
 

@@ -109,8 +109,25 @@ class Samples(NamedTuple):
 
     def to_host(self) -> Samples:
         """In pinned memory, where it has arrived when an event recorded after this has passed."""
+        whole = self.token_ids.untyped_storage()
+        if whole.data_ptr() == self.finite.untyped_storage().data_ptr():  # as `allocate` has them: one copy
+            held = torch.empty(0, dtype=torch.uint8, device=self.finite.device).set_(whole)
+            token_ids, finite = _apart(held.to("cpu", non_blocking=True))
+        else:
+            token_ids, finite = (each.to("cpu", non_blocking=True) for each in (self.token_ids, self.finite))
         return Samples(
-            self.token_ids.to("cpu", non_blocking=True),
-            self.finite.to("cpu", non_blocking=True),
+            token_ids,
+            finite,
             None if self.logprobs is None else self.logprobs.to_host(),
         )
+
+    @staticmethod
+    def allocate(num_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for `token_ids` and `finite`, one behind the other."""
+        return _apart(torch.empty(9 * num_rows, dtype=torch.uint8, device=device))
+
+
+def _apart(held: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [9 R]: int64 [R] and bool [R]."""
+    num_bytes = len(held) // 9 * 8
+    return held[:num_bytes].view(torch.int64), held[num_bytes:].view(torch.bool)

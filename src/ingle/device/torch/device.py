@@ -127,14 +127,16 @@ class TorchDevice:
 
     def hidden_rows(self, inputs: StepInputs, layout: Layout) -> torch.Tensor:
         """The forward of a step of padded inputs: hidden states [R, E] of the rows whose next token is drawn."""
-        batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [])
-        return self.model.forward(batch, self.kv_cache)[inputs.sample_rows]
+        batch = self.tables.batch(inputs, layout.num_seqs, layout.num_blocks, [], layout.most_keys)
+        hidden = self.model.forward(batch, self.kv_cache)
+        return hidden[inputs.sample_rows] if layout.num_blocks else hidden  # each decode draws after its one token
 
     def draw(self, hidden: torch.Tensor, inputs: StepInputs, features: Features) -> Samples:
         """The draw for hidden states [R, E], and the drawn tokens' way into the table."""
         share = self.model.logits_share(hidden)
         samples = self.sampler.sample(self.model.logits(hidden) if share is None else share, inputs, features)
-        self.tables.token_ids[inputs.sample_slots, inputs.sample_positions] = samples.token_ids.int()
+        run = kernels.of(samples.token_ids)
+        run.keep(samples.token_ids, inputs.sample_slots, inputs.sample_positions, self.tables.token_ids)
         return samples
 
 

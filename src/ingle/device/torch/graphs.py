@@ -22,7 +22,7 @@ import torch
 
 from ingle.device import Ints
 from ingle.device.inputs import Layout, pack
-from ingle.device.torch.tables import SlotTables, to_device, unpack
+from ingle.device.torch.tables import SlotTables, unpack
 from ingle.kernels.batch import StepInputs
 from ingle.kernels.group import Border, Crossing
 from ingle.kernels.sampling import Features, Samples
@@ -33,6 +33,9 @@ T = TypeVar("T")
 _Key = tuple[str, Layout, Features | None]
 """What a graph captures."""
 
+_LONE_KEYS = 512
+"""A lone sequence's steps up to so many keys are a graph of their own: attention has programs for no more than those.
+One that has no keys waits like the others, for room in an SM, and the kernels behind it wait for that."""
 _MOST_ASKED = 4
 """Combinations of features whose graphs are captured ahead: each has as many as there are sizes."""
 
@@ -104,6 +107,7 @@ class StepGraphs:
         self._tables = tables
         self._max_num_seqs = limits.max_num_seqs
         self._decode_sizes = decode_sizes(limits.max_num_seqs)
+        self._lone_keys = (_LONE_KEYS, 0) if limits.max_model_len > _LONE_KEYS else (_LONE_KEYS,)
         self._token_sizes = token_sizes(limits.max_num_batched_tokens)
         self._wholes: dict[tuple[Layout, Features], _Whole] = {}
         self._asked: dict[Features, None] = {Features(): None}
@@ -167,7 +171,8 @@ class StepGraphs:
 
     def capture_next(self) -> bool:
         """Captures one more of the steps that ask what others asked before, decodes first; False when none is left."""
-        wanted = [_decode_layout(size) for size in self._decode_sizes]
+        wanted = [_decode_layout(1, most_keys) for most_keys in self._lone_keys]
+        wanted += [_decode_layout(size) for size in self._decode_sizes if size > 1]
         wanted += [self._mixed_layout(size) for size in self._token_sizes]
         if self._in_halves:
             return self._capture_next_forward(wanted)
@@ -243,12 +248,16 @@ class StepGraphs:
         return None
 
     def _replay(self, step: Step, layout: Layout, graph: torch.cuda.CUDAGraph, packed: torch.Tensor) -> None:
-        packed.copy_(to_device(self._pack(step, layout), self._tables.device), non_blocking=True)
+        packed.copy_(torch.from_numpy(self._pack(step, layout)).pin_memory(), non_blocking=True)
         graph.replay()
 
     def _layout(self, step: Step) -> Layout:
-        if step.num_decodes == len(step.chunks):
-            return _decode_layout(next(size for size in self._decode_sizes if size >= step.num_decodes))
+        if step.num_decodes == len(step.chunks) and all(chunk.samples for chunk in step.chunks):
+            size = next(size for size in self._decode_sizes if size >= step.num_decodes)
+            if size > 1:
+                return _decode_layout(size)
+            length = max((chunk.end for chunk in step.chunks), default=0)
+            return _decode_layout(1, _LONE_KEYS if length <= _LONE_KEYS else 0)
         return self._mixed_layout(next(size for size in self._token_sizes if size >= step.num_tokens))
 
     def _pack(self, step: Step, layout: Layout) -> Ints:
@@ -299,8 +308,8 @@ class StepGraphs:
         return packed, unpack(packed, layout)
 
 
-def _decode_layout(size: int) -> Layout:
-    return Layout(size, size, size, 0)
+def _decode_layout(size: int, most_keys: int = 0) -> Layout:
+    return Layout(size, size, size, 0, most_keys)
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:

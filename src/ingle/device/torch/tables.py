@@ -89,7 +89,9 @@ class SlotTables:
         packed = to_device(pack(step, layout, self.query_block, self.padding_slot), self.device)
         return self.batch(unpack(packed, layout), step.num_decodes, layout.num_blocks, step.chunks)
 
-    def batch(self, inputs: StepInputs, num_decodes: int, num_blocks: int, chunks: list[Chunk]) -> Batch:
+    def batch(
+        self, inputs: StepInputs, num_decodes: int, num_blocks: int, chunks: list[Chunk], most_keys: int = 0
+    ) -> Batch:
         """The batch of these inputs; runs on the device alone."""
         token_ids, kv_places = kernels.of(inputs.positions).locate(
             inputs.row_slots, inputs.positions, self.token_ids, self.page_tables, self.page_size
@@ -102,4 +104,5 @@ class SlotTables:
             num_decodes=num_decodes,
             num_blocks=num_blocks,
             chunks=chunks,
+            most_keys=most_keys,
         )

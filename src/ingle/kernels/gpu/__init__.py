@@ -2,7 +2,7 @@
 
 from ingle.kernels.gpu.attention import paged_attention
 from ingle.kernels.gpu.coded import multiply_coded
-from ingle.kernels.gpu.elementwise import add_rms_norm, gated, locate, rms_norm, rotate_and_store, soft_cap
+from ingle.kernels.gpu.elementwise import add_rms_norm, gated, keep, locate, rms_norm, rotate_and_store, soft_cap
 from ingle.kernels.gpu.latent import latent_attention, store_latent
 from ingle.kernels.gpu.layer import add, gated_mlp, normed, project_and_add, project_and_store, project_gated
 from ingle.kernels.gpu.logprobs import logprobs
@@ -19,6 +19,7 @@ __all__ = [
     "experts_coded",
     "gated",
     "gated_mlp",
+    "keep",
     "latent_attention",
     "locate",
     "logprobs",

@@ -47,6 +47,8 @@ from ingle.kernels.options import AttentionOptions
 
 _DECODE_KEYS, _DECODE_KEY_BYTES, _DECODE_WARPS, _DECODE_STAGES = 64, 16384, 4, 2
 """Keys of an iteration, and one head's bytes of them, at most."""
+_LONE_TILES = 3
+"""That a program of a lone sequence reads: fewer programs leave other kernels room, and are joined sooner."""
 _WIDE_DECODE_REGISTERS = 168
 """Of a thread, such that an SM's suffice for three programs. Where heads have up to 128 dimensions they need no
 more of themselves, and would get slower by being told."""
@@ -79,6 +81,8 @@ def paged_attention(
         # A lone sequence's parts take longer to join than an SM gains by a second program: measured on Hopper.
         programs = 1 if hopper is not None and batch.num_decodes == 1 else tiling.programs
         max_programs = programs * sms // num_kv_heads
+        if hopper is not None and batch.most_keys:
+            max_programs = min(max_programs, triton.cdiv(batch.most_keys, _LONE_TILES * tiling.keys))
         work = share_decodes(batch, num_kv_heads, max_programs, tiling.keys, options.window)
         batch.decode_work[options.window] = work
     if batch.num_blocks:

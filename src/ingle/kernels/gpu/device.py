@@ -82,6 +82,12 @@ def counters(device: torch.device) -> torch.Tensor:
     return torch.zeros(1 << 14, dtype=torch.int32, device=device)
 
 
+@functools.cache
+def arrivals(device: torch.device, at_least: int) -> torch.Tensor:
+    """The same for the parts of sequences' heads, in attention."""
+    return torch.zeros(at_least, dtype=torch.int32, device=device)
+
+
 @triton.jit
 def await_previous():
     """After this, all that the kernels before this one wrote is there."""

@@ -54,6 +54,28 @@ def locate(
 
 
 @triton.jit
+def _keep_kernel(
+    token_ids_ptr, slots_ptr, positions_ptr, tokens_ptr, num_tokens, tokens_stride,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        await_previous()
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < num_tokens
+    slot, position = tl.load(slots_ptr + at, mask=mask, other=0), tl.load(positions_ptr + at, mask=mask, other=0)
+    token = tl.load(token_ids_ptr + at, mask=mask, other=0)
+    tl.store(tokens_ptr + slot * tokens_stride + position, token.to(tl.int32), mask=mask)
+
+
+def keep(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, token_table: torch.Tensor) -> None:
+    early = pdl(token_ids.device)
+    _keep_kernel[(triton.cdiv(len(token_ids), 128),)](
+        token_ids, slots, positions, token_table, len(token_ids), token_table.stride(0), BLOCK=128, PDL=early,
+        launch_pdl=early,
+    )  # fmt: skip
+
+
+@triton.jit
 def normed(x, weight, eps, SIZE: tl.constexpr):
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)

@@ -446,8 +446,7 @@ def sample(
     listed = torch.empty_like(strips, dtype=torch.int32)
     candidates = torch.empty(num_rows, _CAPACITY if features.filtered else 1, device=device)
     candidate_ids = torch.empty_like(candidates, dtype=torch.int32)
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
-    finite = torch.empty(num_rows, dtype=torch.bool, device=device)
+    tokens, finite = Samples.allocate(num_rows, device)
     _survey_kernel[num_rows, num_blocks](
         logits, slots, positions, tables.floats, tables.ints, counts, bias_ids, biases, end_words, masks, x,
         best, best_ids, mass, check, strips, VOCAB=vocab_size, WORDS=triton.cdiv(vocab_size, 32), BLOCK=BLOCK,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ingle.kernels.batch import Batch, DecodeWork
-from ingle.kernels.gpu.device import await_previous, barrier, pdl
+from ingle.kernels.gpu.device import arrivals, await_previous, barrier, pdl
 from ingle.kernels.gpu.heads import load_sinks, with_sinks
 
 
@@ -59,7 +59,8 @@ def share_decodes(batch: Batch, num_kv_heads: int, max_programs: int, keys: int,
     max_programs = max(max_programs, 1)
     starts = torch.empty(max_programs, 4, dtype=torch.int32, device=device)
     num_iterations = torch.empty(1, dtype=torch.int64, device=device)
-    arrived = torch.zeros(num_seqs, num_kv_heads, dtype=torch.int32, device=device)
+    size = num_seqs * num_kv_heads
+    arrived = arrivals(device, max(triton.next_power_of_2(size), 1 << 12))[:size].view(num_seqs, num_kv_heads)
     early = pdl(device)
     _share_kernel[(num_seqs,)](
         lengths, batch.inputs.slots, starts, num_iterations, num_seqs, max_programs,

@@ -66,7 +66,17 @@ _KINDS = (
         "matmuls",
         ("_vector_kernel", "_few_rows_", "_gated_product", "_gate_up_kernel", "_down_kernel", "_experts_kernel"),
     ),
-    ("matmuls", ("_coded_kernel", "_fp8_few_kernel", "_planes_kernel", "_warpgroups_kernel", "_decode_weights_kernel")),
+    (
+        "matmuls",
+        (
+            "_coded_kernel",
+            "_coded_row_kernel",
+            "_fp8_few_kernel",
+            "_planes_kernel",
+            "_warpgroups_kernel",
+            "_decode_weights_kernel",
+        ),
+    ),
     (
         "norms, rotation, activation",
         (

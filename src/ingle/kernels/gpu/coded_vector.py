@@ -19,17 +19,15 @@ import triton.language as tl
 from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.flow import Norm, Rotation
 from ingle.kernels.gpu.coded_tiles import first_column, load_tile, of_word, rows_of_tile
-from ingle.kernels.gpu.device import await_previous, barrier, counters, num_sms, pdl
+from ingle.kernels.gpu.device import await_previous, barrier, counters, has_warpgroups, num_sms, pdl
 from ingle.kernels.gpu.elementwise import activate, rotate_and_store
-from ingle.kernels.gpu.integers import as_integers, in_quads, multiply_quads, table_words
+from ingle.kernels.gpu.integers import as_integers, in_quads, load_fours, multiply_quads, table_words
 from ingle.kernels.gpu.rotation import load_rotation, store_rotated
 from ingle.kernels.options import Activation
 
 MAX_ROWS = 2
 CHUNK = 32
 """Columns that a thread has of a row."""
-PARTS_AT_ONCE = False
-"""Whether the kernel of a projection's later part runs beside the one before, whose inputs it shares: not yet run."""
 _ADD, _ROTATE, _SILU, _GELU = 0, 1, 2, 3
 """What becomes of a product: see `add`, `project_and_store`, `gated`."""
 
@@ -59,8 +57,8 @@ def _coded_vector_kernel(
     GROUPS: tl.constexpr, SPAN: tl.constexpr, MIDDLE: tl.constexpr, ZEROS: tl.constexpr, MINIMA: tl.constexpr,
     PAIR: tl.constexpr, TABLE: tl.constexpr, EPILOGUE: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr, HALF: tl.constexpr, FIRST_HEAD: tl.constexpr, NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, BESIDE: tl.constexpr,
-    PDL: tl.constexpr, COMPILED: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A program has the columns of its split, as integers, and multiplies one tile of weights after the other by them:
     tiles `num_programs` from each other."""
@@ -87,17 +85,18 @@ def _coded_vector_kernel(
         lines = tl.arange(0, TILES * LINES)
         tiles = program + lines // LINES * num_programs
         outs = tl.where(tiles < NUM_TILES, tiles * LINES + lines % LINES, OUT)
+    norms = load_fours(norm_ptr, column, in_chunks, APART) if NORMED else ()
     # What sums end in was there before the kernel before this one began.
     ending = _load_ending(
         program, outs, bias_ptr, residual_ptr, cos_sin_ptr, kv_places_ptr, ROWS, OUT, OUTS, EPILOGUE, BIAS, RESIDUAL,
         HALF,
     )  # fmt: skip
-    if PDL and not BESIDE:
+    if PDL:
         await_previous()
     inputs = ()
     scales = ()
     for row in tl.static_range(ROWS):
-        given, squared = as_integers(x_ptr + row * IN, norm_ptr, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
+        given, squared = as_integers(x_ptr + row * IN, norms, column, in_chunks, CHUNKS, APART, NORMED, COMPILED)
         inputs += (given,)
         scales += (tl.rsqrt(tl.sum(squared, 0) / IN + eps) if NORMED else 1.0,)
     if TILES == 1:
@@ -154,8 +153,6 @@ def _coded_vector_kernel(
                 sums, ending, program, outs, out_ptr, x_ptr, kv_ptr, out_stride, v_offset, page_stride, token_stride,
                 head_stride, ROWS, OUT, OUTS, EPILOGUE, HALF, FIRST_HEAD, NUM_HEADS, NUM_KV_HEADS, PAGE_SIZE,
             )  # fmt: skip
-    if PDL and BESIDE:
-        await_previous()
 
 
 @triton.jit
@@ -348,8 +345,7 @@ def project_and_store(
         if of_heads:  # a norm is that of a whole head, which no program has
             _run(x, norm, part, own, _ADD, qkv[:, rows])
         else:
-            head, beside = first // head_dim, PARTS_AT_ONCE and first > 0
-            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=head, beside=beside)
+            _run(x, norm, part, own, _ROTATE, q, rotation=rotation, first_head=first // head_dim)
         first = rows.stop
     return rotate_and_store(qkv, *rotation) if of_heads else q
 
@@ -365,15 +361,21 @@ def _run(
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
     first_head: int = 0,
-    beside: bool = False,
 ) -> None:
-    """`beside`: the kernel before takes the same inputs, so they were there before this one began, which waits at its
-    end, for whoever waits for it."""
+    if has_warpgroups(x.device):
+        from ingle.kernels.gpu import coded_row  # Gluon takes a while to import
+
+        row_shape = coded_row.tiling(x, coded, epilogue, rotation)
+        if row_shape is not None:
+            coded_row.run_by(
+                row_shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation,
+                first_head=first_head,
+            )  # fmt: skip
+            return
     alone = epilogue != _ADD
     shape = tiling(coded, num_sms(x.device), len(x), paired=alone, whole=alone or norm is not None)
     run_by(
         shape, x, norm, coded, bias, epilogue, out, residual=residual, rotation=rotation, first_head=first_head,
-        beside=beside,
     )  # fmt: skip
 
 
@@ -389,10 +391,8 @@ def run_by(
     residual: torch.Tensor | None = None,
     rotation: Rotation | None = None,
     first_head: int = 0,
-    beside: bool = False,
 ) -> None:
-    # Only one kernel at a time counts arrivals, and a pair's ending is that of one tile.
-    assert shape.num_splits == 1 or (epilogue == _ADD and not beside)
+    assert shape.num_splits == 1 or epilogue == _ADD  # a pair's ending is that of one tile
     early = pdl(x.device)
     low, high = BITS[coded.kind]
     lines = shape.outs if epilogue == _ADD else 2 * shape.outs
@@ -416,7 +416,7 @@ def run_by(
         NUM_KV_HEADS=0 if rotation is None else rotation.kv_cache.shape[3],
         PAGE_SIZE=0 if rotation is None else rotation.kv_cache.shape[2],
         TILES=triton.next_power_of_2(triton.cdiv(triton.cdiv(coded.num_rows, lines), shape.num_programs)),
-        BESIDE=beside, PDL=early, COMPILED=x.is_cuda,
+        PDL=early, COMPILED=x.is_cuda,
         num_warps=shape.num_warps, maxnreg=(2048 // shape.warps_at_once) & ~7, launch_pdl=early,
     )  # fmt: skip
 

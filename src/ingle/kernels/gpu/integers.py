@@ -10,23 +10,34 @@ import triton.language as tl
 
 
 @triton.jit
+def load_fours(ptr, column, mask, APART: tl.constexpr):
+    """Of chunks 32 numbers of a row, each four together: eight of [CHUNKS, 4]."""
+    within = tl.arange(0, 4)[None, :]
+    fours = ()
+    for index in tl.static_range(8):
+        at = (column + (index // 4 * APART + index % 4 * 4))[:, None] + within
+        fours += (tl.load(ptr + at, mask=mask[:, None], other=0.0),)
+    return fours
+
+
+@triton.jit
 def as_integers(
-    x_ptr, norm_ptr, column, mask, CHUNKS: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
+    x_ptr, norms, column, mask, CHUNKS: tl.constexpr, APART: tl.constexpr, NORMED: tl.constexpr,
     COMPILED: tl.constexpr,
 ):  # fmt: skip
-    """A row's inputs of chunks as integers: the upper bytes of each four, the lower ones; what one stands for, the sums
-    of the integers of both halves; and apart from that, the sum of the inputs' squares."""
-    within = tl.arange(0, 4)[None, :]
+    """A row's inputs of chunks, times what `load_fours` gives of the norm's, as integers: the upper bytes of each four,
+    the lower ones; what one stands for, the sums of the integers of both halves; and apart from that, the sum of the
+    inputs' squares."""
+    given = load_fours(x_ptr, column, mask, APART)
     fours = ()
     largest = tl.zeros([CHUNKS], tl.float32)
     squared = tl.zeros([CHUNKS], tl.float32)
     for index in tl.static_range(8):
-        at = (column + (index // 4 * APART + index % 4 * 4))[:, None] + within
-        x = tl.load(x_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
+        x = given[index].to(tl.float32)
         if NORMED:
             squared += tl.sum(x * x, 1)
-            x *= tl.load(norm_ptr + at, mask=mask[:, None], other=0.0).to(tl.float32)
-        largest = _larger(largest, tl.reduce(tl.abs(x), 1, _larger))
+            x *= norms[index].to(tl.float32)
+        largest = larger(largest, tl.reduce(tl.abs(x), 1, larger))
         fours += (x,)
     # A chunk of zeros stays one; one with an infinity or a NaN becomes NaN by its scale, whatever its integers.
     scale = tl.where(largest < float("inf"), largest * (1 / 32767), float("nan"))
@@ -44,7 +55,7 @@ def as_integers(
 
 
 @triton.jit
-def _larger(a, b):
+def larger(a, b):
     """NaN of anything and NaN, which `tl.max` leaves out."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 

@@ -112,7 +112,7 @@ def _expert_vector_kernel(
         GROUPS, 0, False, COMPILED,
     )  # fmt: skip
     x_row = x_ptr + (pair // PAIRS_A_ROW).to(tl.int64) * x_stride
-    inputs, _ = as_integers(x_row, x_ptr, column, chunk < COUNT, CHUNKS, APART, False, COMPILED)
+    inputs, _ = as_integers(x_row, (), column, chunk < COUNT, CHUNKS, APART, False, COMPILED)
     for tile in range(program, NUM_TILES, num_programs):
         words, steps = loaded
         # The next weights are on their way while these are multiplied.

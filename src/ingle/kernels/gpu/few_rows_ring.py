@@ -469,7 +469,9 @@ def tiling(x: torch.Tensor, coded: Coded, epilogue: int, half: int = 1) -> Tilin
         num_blocks = min(triton.cdiv(num_blocks, _PER_SM * sms), _MOST_BLOCKS)
         return Tiling(32, num_blocks, 1, num_stages=2, num_chunks=2, num_warps=4, num_shares=2, registers=80)
     if sms < 2 * num_blocks <= 4 * sms and chunks % 4 == 0 and coded.num_columns <= _LONG:
-        return Tiling(32, 1, 1, num_stages=4, num_chunks=4, num_warps=8, num_shares=4, registers=80)
+        # Behind attention, which has other things to wait for than memory, all codes come before.
+        num_stages = 7 if epilogue == ADD and num_blocks <= sms else 4
+        return Tiling(32, 1, 1, num_stages, num_chunks=4, num_warps=8, num_shares=4, registers=80)
     if coded.num_rows % 64 or (epilogue == ROTATE and half % 32):
         return None
     num_splits = min(_PER_SM * sms // (coded.num_rows // 64), chunks // (2 * _LEAST_UNITS))

@@ -29,7 +29,9 @@ CASES: list[tuple[CodedKind, int, bool, int]] = [
     ("fp8", 1280, False, 64), ("int4", 128, True, 64), ("int8", 128, False, 32), ("int4", 128, True, 128),
 ]  # fmt: skip
 """Kind, group size, whether groups have zeros, rows."""
-BLOCKS = [("Q4_K", 256), ("Q4_K", 64), ("Q4_K", 32), ("Q6_K", 256), ("Q6_K", 64), ("Q6_K", 32)]
+BLOCKS = [
+    ("Q4_K", 256), ("Q4_K", 64), ("Q4_K", 32), ("Q5_K", 256), ("Q5_K", 64), ("Q6_K", 256), ("Q6_K", 64), ("Q6_K", 32),
+]  # fmt: skip
 """Kind, rows."""
 
 

@@ -48,6 +48,7 @@ def bytes_of(low: int, high: int, choice: int) -> int:
 
 _OPERATIONS: dict[str, Callable[..., int]] = {
     "mov.b32": lambda number: number,
+    "mov.u32": lambda number: number,
     "shr.b32": lambda number, by: number >> by,
     "shl.b32": lambda number, by: number << by & 0xFFFFFFFF,
     "and.b32": lambda left, right: left & right,
@@ -55,6 +56,7 @@ _OPERATIONS: dict[str, Callable[..., int]] = {
     "lop3.b32": by_bits,
     "prmt.b32": bytes_of,
     "cvt.u32.u16": lambda number: number & 0xFFFF,
+    "bfe.u32": lambda number, first, count: number >> first & (1 << count) - 1,
     "fma.rn.bf16x2": lambda *registers: in_pairs(fma, *registers),
     "mul.rn.bf16x2": lambda *registers: in_pairs(torch.mul, *registers),
 }

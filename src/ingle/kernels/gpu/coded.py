@@ -23,8 +23,6 @@ _LEAST_DECODED = 65
 """Rows from which the library's product of decoded weights is faster than one that decodes on its way."""
 _MOST_BY_TWOS = 8
 """Rows of what `lanes` does not read, such as Q6_K, for which reading the matrix for each two beats `planes`."""
-_BY_WARPGROUPS = ("int4", "int6")
-"""Kinds that Hopper takes another way: int8 and FP8 are not timed that way."""
 _MAX_SPLIT_ROWS = 64
 """With more, tiles are as many as a device has programs at once."""
 _MUCH_MEMORY = 128 << 10
@@ -60,7 +58,7 @@ def _multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None) -> torch
         return fp8.multiply(x, coded, bias)
     if few_rows_coded.fits(x, coded):
         return few_rows_coded.multiply(x, coded, bias)
-    if coded.kind in _BY_WARPGROUPS and has_warpgroups(x.device):
+    if has_warpgroups(x.device):
         from ingle.kernels.gpu import warpgroups  # Gluon takes a while to import
 
         otherwise = decoded.multiply if decoded.suits(coded) else _multiply_anywhere

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ingle.kernels.coded import BITS, Coded
+from ingle.kernels.coded import BITS, MIDDLE, Coded
 from ingle.kernels.gpu import warpgroups_blocks
 from ingle.kernels.gpu.codes import FORMATS
 from ingle.kernels.gpu.device import counters, gathers_programs, has_warpgroups, num_sms, pdl
@@ -57,7 +57,7 @@ _BIAS = {("int4", "bf16"): 128, ("int4", "f16"): 1024, ("int8", "bf16"): -128, (
 """What those are more than the code."""
 _WHOLE = 1 << 20
 """Columns of a group that has all of a row's."""
-_MOST_ROWS, _MOST_ROWS_OF_WIDE, _WIDE = 256, 1024, 1 << 14
+_MOST_ROWS, _MOST_ROWS_OF_WIDE, _WIDE = 256, 512, 1 << 14
 """Rows up to which this is faster than decoding first: of any matrix, and of those with so many rows of weights."""
 _MOST_ROWS_BY_256 = 2048
 """As much, of what is decoded once for 256 rows."""
@@ -188,9 +188,10 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
         scales, zeros = coded.scales, coded.codes if coded.zeros is None else coded.zeros
         group, packed = coded.group_size if groups > 1 else _WHOLE, groups % 4 == 0 and coded.scales.itemsize == 2
     else:
-        more, zero, form, packed, group = 0, 0, 0, False, warpgroups_blocks.GROUP
+        more, form, packed, group = 0, 0, False, warpgroups_blocks.GROUP
+        zero = MIDDLE[coded.kind] if coded.minima is not None else 0
         scales, zeros = warpgroups_blocks.pointers(coded)
-        groups = scales.shape[1] // 2
+        groups = scales.shape[1] // 4
     halves = 2 if coded.high is not None and rows == 128 else 1  # else there is no room for three stages
     early = pdl(device)
     _warpgroups_kernel[(most if num_tiles >= most else sharers,)](
@@ -200,7 +201,7 @@ def multiply(x: torch.Tensor, coded: Coded, bias: torch.Tensor | None, shape: Ti
         groups, int(bias is not None),
         GROUP=group, SCALED=group < _WHOLE, PER_BYTE=per_byte, HALF=coded.half,
         FORM=form, ZEROS=coded.zeros is not None, ZERO=zero, CODE_BIAS=more, PACKED=packed,
-        FACTORED=coded.factors is not None, MINIMA=coded.minima is not None, HIGH=BITS[coded.kind][1],
+        FACTORED=coded.factors is not None, HIGH=BITS[coded.kind][1],
         OUTS=outs, ROWS=rows, BYTES=num_bytes, STAGES=shape.num_stages, PDL=early, num_warps=8, launch_pdl=early,
         launch_cooperative_grid=gathers_programs(),
     )  # fmt: skip
@@ -342,16 +343,17 @@ def _load_rows(
 
 @gluon.jit
 def _load_scales(
-    scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, there,
+    scales_ptr, zeros_ptr, size_out, num_groups, where, there,
     GROUP: gl.constexpr, COLUMNS: gl.constexpr, ZEROS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
     OUTS: gl.constexpr,
 ):  # fmt: skip
     """Of the block of four groups that a unit is in the scales, and the zeros: four tensors [OUTS], or PACKED, one."""
+    _index, out_tile, _row_tile, unit = where
     outs = out_tile * OUTS + gl.arange(0, OUTS, gl.BlockedLayout([1], [32], [2], [0]))
     block = unit // (4 * GROUP // COLUMNS)
     mask = there & (outs < size_out)
     if FACTORED:
-        scales, zeros = load_steps(scales_ptr, zeros_ptr, outs, num_groups, unit // 2, mask)
+        scales, zeros = load_steps(scales_ptr, zeros_ptr, out_tile * OUTS, size_out, num_groups, unit // 2, there, OUTS)
     elif PACKED:
         places = outs * (num_groups // 4) + block
         scales = (gl.load(scales_ptr.to(gl.pointer_type(gl.int64), bitcast=True) + places, mask=mask, other=0),)
@@ -660,42 +662,40 @@ def _copy_tiles(
 def _scale_tiles(
     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups,
     GROUP: gl.constexpr, PER_BYTE: gl.constexpr, ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr,
-    PACKED: gl.constexpr, FACTORED: gl.constexpr, MINIMA: gl.constexpr, OUTS: gl.constexpr, BYTES: gl.constexpr,
-    STAGES: gl.constexpr,
+    PACKED: gl.constexpr, FACTORED: gl.constexpr, OUTS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """What two warps do: scales are small and far apart, and so take as long to come as anything. Those of four groups
-    come at once, while the four before are used."""
+    """What two warps do: scales are small and far apart, and so take as long to come as anything. Those of several
+    groups come at once, two such blocks before they are used, and are there as warpgroups have them one before."""
     dtype: gl.constexpr = x_desc.dtype
     COLUMNS: gl.constexpr = BYTES * PER_BYTE
     BLOCK: gl.constexpr = held.shape[0] // 2 * GROUP // COLUMNS  # units
     out_tile, row_tile, unit = _begin(work, 0)
-    where = (0, out_tile, row_tile, unit)
+    ahead, begins = (0, out_tile, row_tile, unit), 0  # of the block that is in registers, and its first step
     scales, zeros = _load_scales(
-        scales_ptr, zeros_ptr, size_out, num_groups, out_tile, unit, num_steps > 0,
-        GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS,
-    )  # fmt: skip
-    at, last, block, index = 0, STAGES - 1, 0, -1
-    for step in range(num_steps):
-        if where[3] % BLOCK == 0 or where[0] != index:
+        scales_ptr, zeros_ptr, size_out, num_groups, ahead, num_steps > 0, GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS
+    )
+    at, last, block, free = 0, STAGES - 1, 0, -1
+    for step in range(-1, num_steps):
+        if step >= 0:
+            _tell_step(at)
+            if step > 0:
+                _await_free(last)
+            last = at
+            at = gl.where(at == STAGES - 1, 0, at + 1)
+        if step == free:  # what the block before the last one had
             if FACTORED:
-                store_steps(held, block, scales, zeros, MINIMA)
+                store_steps(held, block, scales, zeros, ZERO, OUTS)
             else:
                 _store_scales(held, block, scales_ptr, scales, zeros, ZEROS, ZERO, CODE_BIAS, PACKED, dtype)
             block += 1
-            end = gl.minimum((where[3] // BLOCK + 1) * BLOCK, work[5])
-            there = step + (end - where[3]) < num_steps
-            _index, next_tile, _row_tile, next_unit = _next(work, (where[0], where[1], where[2], end - 1))
+            free = begins
+            end = gl.minimum((ahead[3] // BLOCK + 1) * BLOCK, work[5])
+            begins += end - ahead[3]
+            ahead = _next(work, (ahead[0], ahead[1], ahead[2], end - 1))
             scales, zeros = _load_scales(
-                scales_ptr, zeros_ptr, size_out, num_groups, next_tile, next_unit, there,
+                scales_ptr, zeros_ptr, size_out, num_groups, ahead, begins < num_steps,
                 GROUP, COLUMNS, ZEROS, PACKED, FACTORED, OUTS,
             )  # fmt: skip
-        _tell_step(at)
-        if step > 0:
-            _await_free(last)
-        index = where[0]
-        where = _next(work, where)
-        last = at
-        at = gl.where(at == STAGES - 1, 0, at + 1)
 
 
 _COUNTS = [
@@ -710,8 +710,8 @@ def _warpgroups_kernel(
     num_whole_tiles, num_shared, sharers, num_row_tiles, units, num_rows, size_out, num_groups, has_bias,
     GROUP: gl.constexpr, SCALED: gl.constexpr, PER_BYTE: gl.constexpr, HALF: gl.constexpr, FORM: gl.constexpr,
     ZEROS: gl.constexpr, ZERO: gl.constexpr, CODE_BIAS: gl.constexpr, PACKED: gl.constexpr, FACTORED: gl.constexpr,
-    MINIMA: gl.constexpr, HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr,
-    STAGES: gl.constexpr, PDL: gl.constexpr,
+    HIGH: gl.constexpr, OUTS: gl.constexpr, ROWS: gl.constexpr, BYTES: gl.constexpr, STAGES: gl.constexpr,
+    PDL: gl.constexpr,
 ):  # fmt: skip
     """A tile is [OUTS, ROWS]; a step has BYTES of each row of weights."""
     xs = gl.allocate_shared_memory(x_desc.dtype, [PER_BYTE * STAGES, ROWS, BYTES], x_desc.layout)
@@ -753,10 +753,10 @@ def _warpgroups_kernel(
                 _scale_tiles,
                 (
                     x_desc, scales_ptr, zeros_ptr, held, num_steps, work, size_out, num_groups, GROUP, PER_BYTE,
-                    ZEROS, ZERO, CODE_BIAS, PACKED, FACTORED, MINIMA, OUTS, BYTES, STAGES,
+                    ZEROS, ZERO, CODE_BIAS, PACKED, FACTORED, OUTS, BYTES, STAGES,
                 ),
             ),
         ],
         [1, 2],
-        [40, 40],
+        [56, 56] if FACTORED else [40, 40],
     )  # fmt: skip

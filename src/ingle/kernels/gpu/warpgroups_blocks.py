@@ -1,4 +1,4 @@
-"""GGUF's blocks of 256 columns on their way to the tensor cores, as `warpgroups` multiplies them: Q4_K and Q6_K.
+"""GGUF's blocks of 256 columns on their way to the tensor cores, as `warpgroups` multiplies them: Q4_K, Q5_K and Q6_K.
 
 Codes of 32 columns are in 16 bytes, and their upper bits in eight of another plane; the scales of 256 columns, and the
 minima, are in 16. The warps that bring scales multiply them with their factors and round them to bfloat16; a code less
@@ -17,7 +17,7 @@ GROUP = 32
 """Columns of a word of scales: one and a minimum, or those of 16 columns each."""
 _COLUMNS = 256
 """That share a factor."""
-_KINDS = {"int4": (32, True, torch.uint8), "int6": (16, False, torch.int8)}
+_KINDS = {"int4": (32, True, torch.uint8), "int5": (32, True, torch.uint8), "int6": (16, False, torch.int8)}
 """Columns of a scale, whether there are minima, and what both are."""
 
 # Two bytes are spread over a word, and masked: floats below the lowest exponent, or above it by one bit at most, which
@@ -43,6 +43,19 @@ def _int4() -> str:
     return text + "}"
 
 
+def _int5() -> str:
+    """As `_int4`; $6: bytes of the other plane, of whose bits lanes have every second one; $7: as its $6."""
+    text = "{ .reg .b32 w, v, h, t, u, s, m, f, z; " + _SPREAD.format("w", 4) + _SPREAD.format("v", 5)
+    text += "mov.u32 u, %laneid; bfe.u32 u, u, 1, 1; " + _SPREAD.format("h", 6) + "shr.b32 h, h, u; "
+    text += "prmt.b32 s, $7, $7, 0x1010; prmt.b32 m, $7, $7, 0x3232; mov.b32 z, 0xbc80bc80; "  # -16 / UNIT
+    for index, (word, mask, factor) in enumerate(_FIELDS):
+        bit, factor_high = 0x00010001 << 2 * index, 0x7F007F00 - index * 0x01000100  # 2 ** (127 - 2 * index)
+        text += f"and.b32 u, h, {bit:#x}; mov.b32 f, {factor_high:#x}; fma.rn.bf16x2 u, u, f, z; "
+        text += f"and.b32 t, {word}, {mask}; mov.b32 f, {factor}; fma.rn.bf16x2 t, t, f, u; "
+        text += f"fma.rn.bf16x2 ${index}, t, s, m; "
+    return text + "}"
+
+
 def _int6() -> str:
     """$4 and $5: bytes; $6: of the other plane; $7: the scale of the bytes' lower halves, and that of the others."""
     text = "{ .reg .b32 w, v, h, t, u, s, f, z; " + _SPREAD.format("w", 4) + _SPREAD.format("v", 5)
@@ -56,7 +69,7 @@ def _int6() -> str:
     return text + "}"
 
 
-_INT4, _INT6 = gl.constexpr(_int4()), gl.constexpr(_int6())
+_INT4, _INT5, _INT6 = gl.constexpr(_int4()), gl.constexpr(_int5()), gl.constexpr(_int6())
 _NUMBERS = gl.constexpr((gl.bfloat16,) * 4)
 _EIGHT = gl.constexpr(
     gl.DistributedLinearLayout(
@@ -64,6 +77,14 @@ _EIGHT = gl.constexpr(
     )
 )
 """Half of the columns that the tensor cores take at once, as they take them."""
+_TWICE = gl.constexpr(
+    gl.DistributedLinearLayout(
+        [[0, 0, 1], [8, 0, 0], [128, 0, 0]],
+        [[0, 0, 2], [0, 1, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]],
+        [[16, 0, 0], [32, 0, 0], [64, 0, 0]], [], [256, 2, 4],
+    )
+)  # fmt: skip
+"""The same of four bytes, twice."""
 
 
 def suits(coded: Coded) -> bool:
@@ -88,37 +109,57 @@ def pointers(coded: Coded) -> tuple[torch.Tensor, torch.Tensor]:
     """Of scales, 16 bytes for each 256 columns, and of factors, both with the minima where there are some."""
     assert coded.factors is not None
     if coded.pairs is None or coded.factor_pairs is None:
-        return coded.scales.view(torch.int64), coded.factors
-    return coded.pairs.flatten(1).view(torch.int64), coded.factor_pairs.flatten(1).view(torch.int32)
+        return coded.scales.view(torch.int32), coded.factors
+    return coded.pairs.flatten(1).view(torch.int32), coded.factor_pairs.flatten(1).view(torch.int32)
 
 
 @gluon.jit
-def load_steps(steps_ptr, factors_ptr, outs, num_blocks, block, mask):
-    """Of a block of 256 columns the scales, in two tensors [OUTS], and their factors."""
-    places = outs * num_blocks + block
-    first = gl.load(steps_ptr + 2 * places, mask=mask, other=0)
-    second = gl.load(steps_ptr + (2 * places + 1), mask=mask, other=0)
-    return (first, second), (gl.load(factors_ptr + places, mask=mask, other=0),)
+def load_steps(steps_ptr, factors_ptr, first_out, size_out, num_blocks, block, there, OUTS: gl.constexpr):
+    """Of a block of 256 columns the scales [OUTS, 4], and their factors [OUTS, 1]."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 4], [32, 1], [2, 1], [1, 0])
+    outs = first_out + gl.arange(0, OUTS, gl.SliceLayout(1, layout))[:, None]
+    mask = there & (outs < size_out)
+    places = (outs * num_blocks + block) * 4 + gl.arange(0, 4, gl.SliceLayout(0, layout))[None, :]
+    steps = gl.load(steps_ptr + places, mask=mask, other=0)
+    return steps, gl.load(factors_ptr + (outs * num_blocks + block), mask=mask, other=0)
 
 
 @gluon.jit
-def store_steps(held, block, steps, factors, MINIMA: gl.constexpr):
-    """For the warpgroups, eight words of a block: UNIT times a scale, and above it the next one, or a minimum and what
-    the scale makes of the middle of codes."""
-    if MINIMA:
-        scale = (factors[0] & 0xFFFF).to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32) * _UNIT
-        other = (factors[0] >> 16).to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32)
+def store_steps(held, block, steps, factors, MIDDLE: gl.constexpr, OUTS: gl.constexpr):
+    """For the warpgroups, eight words of a block: UNIT times a scale, and above it the next one, or where there are
+    minima, MIDDLE is that of codes, the minimum and what the scale makes of that."""
+    blocks = held._reinterpret(gl.int32, [4, 4, OUTS], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    if MIDDLE:
+        scale = (factors & 0xFFFF).to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32) * _UNIT
+        other = (factors >> 16).to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32)
     else:
-        scale = factors[0].to(gl.float32) * _UNIT
-    for each in gl.static_range(8):
-        two = (steps[each // 4] >> 16 * (each % 4)).to(gl.int32)
-        if MINIMA:
-            first = (two & 0xFF).to(gl.float32) * scale
-            second = (two >> 8 & 0xFF).to(gl.float32) * other + first * (8.0 / _UNIT)
-        else:
-            first, second = (two << 24 >> 24).to(gl.float32) * scale, (two << 16 >> 24).to(gl.float32) * scale
-        upper = second.to(gl.bfloat16).to(gl.int16, bitcast=True).to(gl.int32) << 16
-        held.index(block % 2 * 8 + each).store(upper | first.to(gl.bfloat16).to(gl.uint16, bitcast=True).to(gl.int32))
+        steps ^= -0x7F7F7F80  # by 128 more, without signs
+        scale = factors.to(gl.float32) * _UNIT
+        other = scale
+    LESS: gl.constexpr = 0 if MIDDLE else 128
+    units = gl.split(gl.permute(gl.reshape(steps, [OUTS, 2, 2]), [0, 2, 1]))
+    for unit in gl.static_range(2):
+        four = gl.convert_layout(units[unit], factors.type.layout)
+        first = _packed(_number(four, 0, LESS) * scale, _number(four, 8, LESS) * other, MIDDLE)
+        second = _packed(_number(four, 16, LESS) * scale, _number(four, 24, LESS) * other, MIDDLE)
+        words = gl.reshape(gl.join(first, second), [OUTS, 4])
+        blocks.index(block % 2 * 2 + unit).store(gl.permute(words, [1, 0]))
+
+
+@gluon.jit
+def _number(words, SHIFT: gl.constexpr, LESS: gl.constexpr):
+    """Of a byte of words, less so much: by 2 ** 23 and the byte, for conversions of integers take longer."""
+    bits = ((words >> SHIFT) & 0xFF) | 0x4B000000
+    return bits.to(gl.float32, bitcast=True) - (8388608.0 + LESS)
+
+
+@gluon.jit
+def _packed(first, second, MIDDLE: gl.constexpr):
+    if MIDDLE:
+        second += first * (MIDDLE / _UNIT)
+    return gl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f", [second, first], dtype=gl.int32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit
@@ -126,7 +167,14 @@ def block_numbers(codes, high, scales, BYTE: gl.constexpr, HIGH: gl.constexpr, W
     """Of 32 columns, whose codes are 16 bytes from BYTE on, numbers [OUTS, 16] twice."""
     first, second = codes.slice(BYTE, 8, 1).load(_EIGHT), codes.slice(BYTE + 8, 8, 1).load(_EIGHT)
     scales = gl.expand_dims(gl.convert_layout(scales, gl.SliceLayout(1, _EIGHT)), 1)
-    if HIGH:
+    if HIGH == 1:
+        more = gl.expand_dims(high.slice(BYTE // 4, 4, 1).load(gl.SliceLayout(1, _TWICE)), 1)
+        twice, _ = gl.broadcast(more, gl.full([more.shape[0], 2, 4], 0, gl.uint8, _TWICE))
+        more = gl.convert_layout(gl.reshape(twice, [more.shape[0], 8]), _EIGHT)
+        a, b, c, d = gl.inline_asm_elementwise(
+            _INT5, "=r,=r,=r,=r,h,h,h,r,r", [first, second, more, scales], dtype=_NUMBERS, is_pure=True, pack=2
+        )
+    elif HIGH == 2:
         more = high.slice(BYTE // 2, 8, 1).load(_EIGHT)
         a, b, c, d = gl.inline_asm_elementwise(
             _INT6, "=r,=r,=r,=r,h,h,h,r,r", [first, second, more, scales], dtype=_NUMBERS, is_pure=True, pack=2

@@ -158,8 +158,8 @@ def test_registers_hold_all(kind: str) -> None:
         cwd=root, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = re.findall(r" (\d+) +(_\w+) .* (\d+) bytes of stack.* (\d+) at once of (\d+)", done.stdout)
-    assert len(lines) >= 8 and all(int(stack) <= 64 for _, _, stack, _, _ in lines), done.stdout
-    for rows, kernel, _, at_once, threads in lines:
+    lines = re.findall(r" (\d+) +(_\w+) +\((\d+),\S* .* (\d+) bytes of stack.* (\d+) at once of (\d+)", done.stdout)
+    assert len(lines) >= 8 and all(int(stack) <= 64 for _, _, _, stack, _, _ in lines), done.stdout
+    for rows, kernel, programs, _, at_once, threads in lines:
         wanted = (16 if rows == "1" else 12) * 32 if kernel == "_coded_vector_kernel" else 3 * 128
-        assert int(at_once) * int(threads) >= wanted, done.stdout
+        assert int(at_once) * int(threads) >= wanted or int(at_once) * 132 >= int(programs), done.stdout

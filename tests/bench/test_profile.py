@@ -42,10 +42,10 @@ def test_kinds_of_kernels(name: str) -> None:
 
 
 def test_kernels_of_our_own() -> None:
-    """Have a kind, but for those that sort, place and add up tokens."""
+    """Have a kind, but for those that sort, place, keep and add up tokens."""
     sources = Path(gpu.__file__).parent.glob("*.py")
     names = {name for source in sources for name in re.findall(r"^def (_\w+_kernel)\(", source.read_text(), re.M)}
-    others = {f"_{each}_kernel" for each in ("count", "locate", "route", "sort", "store", "sum")}
+    others = {f"_{each}_kernel" for each in ("count", "keep", "locate", "route", "sort", "store", "sum")}
     assert {name for name in names if _kind(name) == "other"} == others
     assert _kind("_draw_share_kernel") == "sampling" and _kind("_decode_weights_kernel") == "matmuls"
 
